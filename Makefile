@@ -1,0 +1,86 @@
+# `make demo` and `make test` need Python 3.11+ and make, nothing else: they build $(VENV) on first use.
+#
+#   make demo            a generated chest CT becomes a report        make demo CT=path/to/volume.nii.gz
+#   make test            the fast tests (under 8 minutes on 2 cores)  make test PYTEST_ARGS="-k geometry"
+#   make test-slow       the rest                                     make lint, make types, make wheel
+
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+CT ?=
+OUT ?= demo
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+TORCH := $(shell sed -n 's/^\(torch[=<>][^ ;]*\).*/\1/p' $(CONSTRAINTS))
+
+# The first interpreter that runs, is new enough and can make environments; a pyenv shim may exist and still not run.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	"$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& echo "$$candidate" && break; done)
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test test-slow lint format types wheel wheel-size clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+
+# torch goes first and alone, so that nothing that depends on it chooses another build of it.
+$(BIN)/.stamp-torch: $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with the venv module is required and was not found." \
+		"Install it (Debian: apt install python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "Creating $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing $(TORCH)"
+	@$(PIP) -c $(CONSTRAINTS) "$(TORCH)"
+	@touch $@
+
+$(BIN)/.stamp-demo: $(BIN)/.stamp-torch pyproject.toml
+	@echo "Installing hf_mu2 with what the demo needs"
+	@$(PIP) -c $(CONSTRAINTS) -e ".[dicom]"
+	@touch $@
+
+$(BIN)/.stamp-dev: $(BIN)/.stamp-torch pyproject.toml
+	@echo "Installing hf_mu2 with what the tests need"
+	@$(PIP) -c $(CONSTRAINTS) -e ".[train,score,dicom,report,dev]"
+	@touch $@ $(BIN)/.stamp-demo
+
+demo: $(BIN)/.stamp-demo
+ifeq ($(strip $(CT)),)
+	@$(BIN)/hf-mu2 phantom --n 1 --seed 7 --out "$(OUT)/phantom"
+	@$(BIN)/hf-mu2 report "$$(find "$(OUT)/phantom" -name '*.nii.gz' | sort | head -1)" --out "$(OUT)"
+else
+	@$(BIN)/hf-mu2 report "$(CT)" --out "$(OUT)"
+endif
+
+# A worker per core with one torch thread each beats fewer workers that fight over the cores.
+test: $(BIN)/.stamp-dev
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+test-slow: $(BIN)/.stamp-dev
+	$(BIN)/python -m pytest -m "slow or gpu" -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+lint: $(BIN)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(BIN)/.stamp-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(BIN)/.stamp-dev
+	$(BIN)/mypy
+
+wheel: $(BIN)/.stamp-torch
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@ls -l dist/*.whl
+
+# The embedded checkpoint may cost an installer at most 15 MB of the wheel.
+wheel-size: wheel
+	@$(BIN)/python -m tests.wheel_size dist
+
+clean:
+	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

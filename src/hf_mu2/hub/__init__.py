@@ -1,0 +1,1 @@
+"""Bring checkpoints in and out: assemble a starting one, convert published ones."""

@@ -1,0 +1,1 @@
+"""Show what the model says: the report of a volume, its picture and the record of the run."""
