@@ -1,0 +1,1 @@
+"""From archives on disk, or from nothing (PhantomCT), to study rows."""
