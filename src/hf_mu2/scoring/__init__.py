@@ -1,0 +1,1 @@
+"""Score candidate reports against reference reports. Imports nothing else of the package."""
