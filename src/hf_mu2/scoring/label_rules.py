@@ -1,180 +1,295 @@
 """The rule table of the finding labeler: how each of the 18 labels is worded, and how a mention is negated or hedged.
 
 The conventions are those of the CT-RATE annotation, not of a textbook: "Lung opacity" is ground glass and what is
-worded as an opacity or infiltrate; "Lymphadenopathy" is any reported node, millimetric and calcified ones included;
-fibroatelectasis is "Pulmonary fibrotic sequela"; calcification of coronary arteries alone is not "Arterial wall
-calcification"; bronchial-wall thickening alone is not "Peribronchial thickening"; crazy paving alone is not
-"Interlobular septal thickening".
+worded as an opacity, not an infiltrate or a ground-glass nodule; "Lymphadenopathy" is any reported node, millimetric
+and calcified ones included; fibroatelectasis is "Pulmonary fibrotic sequela"; calcification of coronary arteries
+alone is not "Arterial wall calcification"; bronchial-wall thickening alone is not "Peribronchial thickening"; crazy
+paving alone is not "Interlobular septal thickening".
+
+Every pattern is a tuple of alternatives over lower-case text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_WORDS = r"(?:[^\s.;:,?]+\s+)"  # one word and the space after it, within a clause
+Patterns = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one label is worded, as regular expressions over lower-case text.
+    """How one label is worded.
 
     Args:
-        mention (`str`): What counts as a mention; matched within a sentence.
-        require (`str`, *optional*): Must occur in the clause of the mention.
-        forbid (`str`, *optional*): Must not occur in the clause of the mention.
-        forbid_in_sentence (`str`, *optional*): Must not occur in the sentence of the mention.
+        label (`str`): The label.
+        mention (`tuple[str, ...]`): What counts as a mention; matched within a sentence.
+        require (`tuple[str, ...]`): One of these must occur in the clause of the mention, if any are given.
+        forbid (`tuple[str, ...]`): None of these may occur in the clause of the mention.
     """
 
     label: str
-    mention: str
-    require: str | None = None
-    forbid: str | None = None
-    forbid_in_sentence: str | None = None
+    mention: Patterns
+    require: Patterns = ()
+    forbid: Patterns = ()
 
 
+# What may stand between "pleural" or "pericardial" and "effusion".
 _LINK = (
     r"(?:[\s,/–-]+(?:or|and|nor|minimal|mild|moderate|severe|massive|small|large|trace|free|loculated|thickening|"
     r"pleural|pericardial|left|right|bilateral|space|amount|of|the|in|both|is|layering|circumferential)\b){0,5}[\s,/–-]+"
 )
-_LUNG = r"lung|lobe|lobar|lingul|segment|pulmon|parenchym|bas(?:al|es)|apex|apical|apices|subpleural|hemithorax|zone|fissure"
-_PLAQUE = r"\b(?:non-?)?calcif\w+|\batherom?\w*|\batrom\w+|\bplaques?\b|\barteriosclero\w+|\bcalcium\b"
-_NOT_A_VESSEL_WALL = (
-    r"pleura|lymph|nodul\w+|granulom\w*|thyroid|liver|hepatic|kidney|renal|spleen|splenic|breast|valve|valvul|annul|"
-    r"pericard|trache|bronch|gallbladder|prostat|pancrea|disc|ligament|costochond|cartilage|mass\b|lesion|cyst"
+_PLAQUE = (
+    r"\b(?:non-?)?calcif\w+",
+    r"\bath?er[ao]\w*",
+    r"\batrom\w+",
+    r"\bplaques?\b",
+    r"\barteriosclero\w+",
+)
+_CORONARY = r"coronar|\blad\b|left anterior descending|circumflex|\brca\b|\bcx\b"
+_NO_VESSEL_WALL = (
+    r"pleura|lymph|nodul|granulom|thyroid|liver|hepatic|kidney|renal|spleen|splenic|breast|valv|annul|pericard|"
+    r"trache|bronch|gallbladder|prostat|pancrea|\bdis[ck]|ligament|cartilage|mass\b|lesion|cyst"
 )
 
 RULES: tuple[Rule, ...] = (
     Rule(
         "Medical material",
-        r"\bcatheters?\b|\b(?:naso\w+|feeding|endotracheal|tracheostomy|chest|thorax|thoracic|thoracostomy|gastrostomy|"
-        r"drainage|intubation|et|ng)[ -]tubes?\b|\btubes?\b|\bcannula\w*|\bpacemakers?\b|\bpace ?maker|\bstent\w*|"
-        r"\bprosthe\w+|\bvalve replace\w+|\breplaced valve|\bport chamber|\bport-?a-?cath\w*|\bchemo ?port|\bchest port|"
-        r"\bsutures?\b|\b(?:metal\w*|surgical|sternal|sternotomy) ?(?:wires?|clips?|material|suture\w*|densit\w+|artifact\w*|"
-        r"stapl\w+)|\bclips?\b|\bsternotomy\b|\bmedical (?:material|device|hardware)s?|\b(?:indwelling|implanted|cardiac|"
-        r"support) devices?|\bdevice\b|\bhardware\b|\bin situ\b|\bin place\b|\bscrews?\b|\bfixat(?:or|ion)\w*|"
-        r"\belectrodes?\b|\bleads?\b|\bdefibrillator|\bicd\b|\bpeg\b|\bmaterials? (?:belonging|of|secondary)|\bimplants?\b|"
-        r"\bvascular filter|\bivc filter|\bembolization|\bcoils?\b|\bdrains?\b|\bintubat\w+|\btracheostomy\b|"
-        r"\bplatinum|\bplates?\b and screws|\binstrumentation",
-        forbid=r"contrast material uptake|in favor of (?:the )?implant|changes or implants|calcified tube|leads to",
+        mention=(
+            r"\bcatheters?\b",
+            r"\btubes?\b",
+            r"\bcannula\w*",
+            r"\bpace ?makers?\b",
+            r"\bstent\w*",
+            r"\bprosthe\w+",
+            r"\bvalve replace\w+",
+            r"\bport (?:chamber|is|was)\b",
+            r"\b(?:chemo|chest) ?port\b",
+            r"\bport-?a-?cath\w*",
+            r"\bsutures?\b",
+            r"\b(?:metal\w*|surgical|sternal|sternotomy|cerclage) (?:wires?|clips?|material\w*|densit\w+|artifact\w*|stapl\w+)",
+            r"\bclips?\b",
+            r"\bsternotomy\b",
+            r"\bmedical (?:material|device|hardware)s?\b",
+            r"\b(?:indwelling|implanted|implantable|cardiac|support|foreign) (?:devices?|bod(?:y|ies))\b",
+            r"\bhardware\b",
+            r"\bin (?:situ|place)\b",
+            r"\bscrews?\b",
+            r"\bfixat(?:or|ion)\w*",
+            r"\belectrodes?\b",
+            r"\bdefibrillator\w*",
+            r"\bpeg\b",
+            r"\b(?:breast|silicone|dental|cochlear) implants?\b",
+            r"\bfilter\b",
+            r"\bcoils?\b",
+            r"\bintubat\w+",
+            r"\btracheostomy\b",
+        ),
+        forbid=(r"calcified tube",),
     ),
     Rule(
         "Arterial wall calcification",
-        _PLAQUE,
-        require=r"aort|arter|arcus|\barch\b|vascular|vessel|carotid|subclav|iliac|atherosc\w+|atheromat\w+|brachioceph",
-        forbid=_NOT_A_VESSEL_WALL,
+        mention=_PLAQUE,
+        require=(
+            r"aort|arcus|\barch\b|carotid|subclav|iliac|brachioceph",
+            r"(?<!coronary )(?<!coronary - )\bvascular|\bvessel",
+            r"(?<!coronary )(?<!descending )(?<!circumflex )(?<!coronary, )\barter(?:y|ies|ial)\b(?<!coronary artery)",
+            rf"^(?!.*(?:{_CORONARY})).*(?:ath?ero|wall calcif)",
+        ),
+        forbid=(_NO_VESSEL_WALL,),
     ),
     Rule(
         "Cardiomegaly",
-        r"\bcardiomegal\w*|\b(?:heart|cardiac|cardiothoracic|cardio-thoracic|ctr|cti)\b(?! (?:valve|cavit|pacemaker))"
-        r"[^.;?]{0,50}?\b(?:enlarg\w+|increas\w+|larger|big\b|large\b)|"
-        r"\b(?:enlarg\w+|increas\w+) (?:in |of )?(?:the )?(?:heart|cardi\w+)",
-        forbid=r"pericard",
+        mention=(
+            r"\bcardiomegal\w*",
+            r"\b(?:heart|cardiac|cardiothoracic|cardio-thoracic|ctr|cti)\b(?! (?:valve|cavit|pacemaker))"
+            r"[^.;?]{0,50}?\b(?:enlarg\w+|increas\w+|larger|large)\b",
+            r"\b(?:enlarg\w+|increas\w+) (?:in |of )?(?:the )?(?:heart|cardi\w+)",
+        ),
+        forbid=(r"pericard",),
     ),
     Rule(
         "Pericardial effusion",
-        rf"\bpericardi\w+{_LINK}(?:effusion|fluid)\w*|\b(?:effusion|fluid)\w*[^.;?]{{0,60}}?\bpericardi\w+|"
-        r"\bpericardium[^.;?]{0,30}\bfluid",
+        mention=(
+            rf"\bpericardi\w+{_LINK}(?:effusion|fluid)\w*",
+            r"\b(?:effusion|fluid)\w*(?:(?!pleur)[^.;?]){0,100}?\bpericardi(?!ac recess|al recess)\w+",
+            r"\bpericardium[^.;?]{0,30}\bfluid",
+        ),
     ),
-    Rule(
-        "Coronary artery wall calcification",
-        _PLAQUE,
-        require=r"coronar|\blad\b|left anterior descending|circumflex|\brca\b|\bcx\b",
-    ),
+    Rule("Coronary artery wall calcification", mention=_PLAQUE, require=(_CORONARY,)),
     Rule(
         "Hiatal hernia",
-        r"\bhiat(?:al|us) herni\w*|\besophageal herni\w*|\bherni\w+[^.;]{0,60}\bhiatus|\bhiatus[^.;]{0,60}\bherni\w+|"
-        r"\bherniated stomach|\bsliding (?:type )?(?:\w+ )?herni\w*",
+        mention=(
+            r"\bhiat(?:al|us) herni\w*",
+            r"\besophageal herni\w*",
+            r"\bherni\w+[^.;]{0,60}\bhiatus",
+            r"\bhiatus[^.;]{0,60}\bherni\w+",
+            r"\bherniated stomach",
+            r"\bs[il]+ding (?:\w+ ){0,3}herni\w*",
+            r"\bdiaphragmatic hernia\w*(?=[^.;]*\besophag)",
+        ),
     ),
     Rule(
         "Lymphadenopathy",
-        r"\blymph(?:atic)?[ -]?nod\w+|\blymphadeno\w+|\badenopath\w+|\blaps?\b|\blymph adenopath\w+|\blymphadenomegal\w*",
-        forbid=r"intrapulmonary|subpleural|fissur|intramam|lymph nodes? is suboptimal",
+        mention=(
+            r"\blymph(?:atic)?[ -]?nod\w+(?! stations?)",
+            r"\blymphadeno\w+",
+            r"\badenopath\w+",
+            r"\blaps?\b",
+            r"\blymph adenopath\w+",
+            r"\blymphadenomegal\w*",
+        ),
+        forbid=(r"intrapulmonary|subpleural|fissur|intramam|subcutan|spleen hilum|is suboptimal",),
     ),
     Rule(
         "Emphysema",
-        r"\b(?:pan)?emphy?se\w+|\bbull(?:a|ae|as|ous)\b|\bblebs?\b",
-        forbid=r"subcutan|under the skin|skin|axilla|pectoral|soft tissue|fatty planes|muscle|mediastinal emphysema",
+        mention=(r"\b\w*emphy?[sz]e\w+", r"\bbull(?:a|ae|as|ous)\b", r"\bblebs?\b"),
+        forbid=(r"subcutan|skin|axilla|pectoral|soft tissue|fatty planes|muscle",),
     ),
-    Rule("Atelectasis", r"(?<!fibro)(?<!fibro-)\batel\w*ct\w*|\batelec\w+|\bpartial collapse\b|\bcollaps\w+"),
+    Rule(
+        "Atelectasis",
+        mention=(
+            r"(?<!fibro )(?<!fibro-)\bat[el]{1,4}[a-z]*t(?:a|i)\w+",
+            r"\bvolume loss with\b",
+            r"\bcollaps\w+",
+        ),
+        forbid=(r"vertebra|fractur|\bvena\b|\bvein|trachea|esophag",),
+    ),
     Rule(
         "Lung nodule",
-        r"(?<!lymph )(?<!lymph-)\b(?:micro|macro)?nodules?\b",
-        forbid=r"thyroid|liver|hepatic|adrenal|breast|kidney|renal|spleen|lymph node station|pancrea|skin|subcutan|"
-        r"mesenter|omentum|periton",
+        mention=(
+            r"(?<!lymph )(?<!lymph-)\b(?:micro|macro)?nodules?\b",
+            r"\bnodular (?:lesions?|formations?)\b",
+        ),
+        forbid=(
+            r"thyroid|liver|hepatic|adrenal|breast|kidney|renal|spleen|pancrea|skin|subcutan|mesenter|oment|periton|"
+            r"schmorl|hypodense|axilla|adipose|(?<!sub)pleural nodul",
+        ),
     ),
     Rule(
         "Lung opacity",
-        r"\bground[ -]?(?:\w+ )?glass\w*|\bgroundglass|\bfrosted glass|\bopaci\w+|\binfiltrat(?:es?|ions?)\b|\bggo\b",
+        mention=(
+            r"\bground[ -]?glass\w*(?! (?:\w+ ){0,2}nodul)",
+            r"\bfrosted[ -]?glass\w*(?! nodul)",
+            r"(?<!acinar )(?<!nodular )\bopaci\w+",
+            r"\bggos?\b",
+        ),
     ),
     Rule(
         "Pulmonary fibrotic sequela",
-        r"\bsequel\w+|\b\w*fibro(?!ade|us|mu|mya|sarc|mat)\w+|\bfibroti\w+|\bfibrosis\b|\bparenchymal bands?\b|\bscar(?:s|ring)?\b|"
-        r"\bfibro-?atele\w+",
-        forbid=r"kidney|renal|fracture|bone|rib\b|ribs\b|vertebra|breast|liver|hepatic|postoperative sequel",
+        mention=(
+            r"\bsequel\w*\b(?! (?:\w+ ){0,2}(?:calcif|lymph|nodul|treat|fractur|rib))",
+            r"\b\w*fibro(?!ade|us|mu|mya|sarc|mat|glan|cal|lip|cys)\w+",
+            r"\bfibro-?\s?atele\w+",
+            r"\b(?:sub|pleuro?|pleura)?(?:pleural|parenchymal)? ?\bbands\b",
+            r"\b(?:parenchymal|pleuroparenchymal|subpleural) band",
+            r"\bscar(?:s|red|ring)?\b",
+            r"\bpleuroparenchymal recess\w+",
+        ),
+        forbid=(
+            r"kidney|renal|fractur|\bbones?\b|\bribs?\b|vertebra|breast|liver|hepatic|spleen|splenic|postoperative sequel|"
+            r"lymph node",
+        ),
     ),
     Rule(
         "Pleural effusion",
-        rf"\bpleur\w+{_LINK}(?:effusion|fluid)\w*|\b(?:effusion|fluid)\w*[^.;?]{{0,50}}?\b(?:pleur\w+|hemithora\w+)|"
-        r"\bhydro(?:pneumo)?thora\w+|\bhydropn\w+|(?<!pericardial )(?<!pericardial minimal )(?<!thickening-)\beffusions?\b",
-        forbid=r"joint|knee|shoulder",
+        mention=(
+            rf"\bpleur\w+{_LINK}(?:effusion|fluid)\w*",
+            r"\b(?:effusion|fluid)\w*(?:(?!pericard)[^.;?]){0,70}?\b(?:pleur\w+|hemithora\w+)",
+            r"\bhydro(?:pneumo)?thora\w+",
+            r"\bhydropn\w+",
+            r"(?<!pericardial )(?<!pericardial minimal )(?<!thickening-)\beffusions?\b",
+        ),
+        forbid=(
+            r"^(?!.*(?:pleur|thora|lung)).*(?:pericard|joint|kidney|renal|nephri|abdom|pelvi|periton|hepat|spleen|splen)",
+        ),
     ),
-    Rule("Mosaic attenuation pattern", r"\bmosaic\w*"),
+    Rule("Mosaic attenuation pattern", mention=(r"\bmosaic\w*",)),
     Rule(
         "Peribronchial thickening",
-        r"\bperi-?bronch\w*(?:[\s,-]+(?!lymph|ground|nodul)[a-z]+){0,4}?[\s-]+(?:thick\w+|cuffing|densit\w+)|"
-        r"\bthick\w+ (?:of|in|around) (?:the )?(?:peri-?bronch\w+|bronchial structures)|"
-        r"\bthickness of (?:the )?peribronch\w+|\bincreased peribron\w+",
-        forbid=r"ground[ -]glass densit",
+        mention=(
+            r"\bperi-?bronch\w*(?:[\s,-]+(?!and|lymph|ground|nodul|interlob)[a-z]+){0,4}?[\s-]+(?:thick\w+|cuffing)",
+            r"\bperi-?bronch\w*[\s-]+(?:\w+ )?densit\w+",
+            r"\bthick\w+[^.;?]{0,60}?\bperi-?bronch\w+(?! (?:lymph|buds?|distrib))",
+            r"\bthick\w+ around (?:the )?bronchial structures",
+            r"\bincreased peribron\w+",
+        ),
+        forbid=(r"lymph",),
     ),
-    Rule("Consolidation", r"\bconsolidat\w*|\bpneumonic infiltrat\w*"),
+    Rule("Consolidation", mention=(r"\bconsolidat\w*",)),
     Rule(
         "Bronchiectasis",
-        r"\b(?:broncho?|bronchi)o?ecta\w+|\bbronchiec\w+|\bbronch\w+ (?:\w+ )?ectasi\w+|\bectatic bronch\w+|"
-        r"\bdilat\w+ (?:of|in) (?:the )?bronch\w+|\bbronch\w+ (?:\w+ ){0,3}dilat\w+|\benlargement of the bronchial|"
-        r"\bdilated bronch\w+|\bbronchial dilat\w+",
+        mention=(
+            r"\b(?:broncho?|bronchi)o?ecta\w+",
+            r"\bbronchiec\w+",
+            r"\bbronch\w+ (?:\w+ )?ectasi\w+",
+            r"\bectasia\b[^.;]{0,60}?\bbronch\w+",
+            r"\bectatic bronch\w+",
+            r"\bdilat\w+ (?:of|in) (?:the )?bronch\w+",
+            r"\bdilated bronch\w+",
+            r"\bbronch\w+ (?:\w+ ){0,3}dilat\w+",
+        ),
     ),
     Rule(
         "Interlobular septal thickening",
-        r"\b(?:inter-?lobular|intra-?lobular|inter-?lobar|interstitial)?\s*\bsept(?:al|a|um|ae)\b[^.;?]{0,40}?\bthick\w+|"
-        r"\bthick\w+[^.;?]{0,50}?\bsept(?:a|al|um|ae)\b|\binter-?lobular thick\w+",
-        forbid=r"interatrial|nasal|interventric",
+        mention=(
+            r"\bsept(?:al|a|um|ae)\b[^.;?]{0,40}?\b(?:thick\w+|clarif\w+)",
+            r"\bthick\w+[^.;?]{0,50}?\bsept(?:a|al|um|ae)\b",
+            r"\binter-?lobular thick\w+",
+        ),
+        forbid=(r"interatrial|nasal|interventric",),
     ),
 )
 
-# Where a sentence begins anew: these split it into clauses wherever they occur.
-CLAUSE_BREAK = (
-    r"\bbut\b|\bhowever\b|\balthough\b|\bwhereas\b|\bexcept\b|\bapart from\b|\bother than\b|\baside from\b|;|"
-    r",\s*(?:and\s+)?(?=(?:there|it|a|an|mild|mildly|moderate|severe|minimal|small|large|trace|multiple|few|several|stable|"
-    r"slight|millimetric|nonspecific|unchanged|status)\b)"
+# A negation does not reach across these.
+CLAUSE_BREAK: Patterns = (
+    r"\b(?:but|however|although|though|whereas|except|apart from|other than|aside from)\b",
+    r";",
+    r",\s*(?:and\s+)?(?=(?:there|it|a|an|mild|mildly|moderate|severe|minimal|small|large|trace|multiple|few|several|"
+    r"stable|slight|millimetric|nonspecific|unchanged|status)\b)",
 )
-# Where a sentence begins anew if both sides have a verb.
-CLAUSE_JOIN = r",|\band\b"
-FINITE_VERB = r"\b(?:is|are|was|were|has|have|had)\b"
+# Nor across these, if what is before them is a whole statement and what follows has a verb.
+CLAUSE_JOIN: Patterns = (r",", r"\band\b")
+STATEMENT: Patterns = (
+    r"\b(?:is|are|was|were|been)(?: not)?(?: \w+)? (?:detected|observed|seen|present|noted|identified|found|natural|"
+    r"normal|open|patent|available)\b",
+)
+VERB: Patterns = (r"\b(?:is|are|was|were|has|have|had)\b",)
 
-NEGATION_BEFORE = (
-    r"\b(?:no|without|neither|nor|free of|absence of|absent|negative for|devoid of|cleared of|resolution of|resolved|"
-    r"rather than|not (?:show\w*|contain\w*|have|demonstrat\w+|reveal\w*|any|evident|suggest\w*|observ\w+|detect\w+|"
-    r"see|seen|accompan\w+))\b"
+NEGATION_BEFORE: Patterns = (
+    r"\b(?:no|without|neither|nor|free of|absence of|absent|negative for|devoid of|resolution of|resolved|rather than|"
+    r"loss of (?=consol))\b",
+    r"\bnot (?:show\w*|contain\w*|have|demonstrat\w+|reveal\w*|any|evident|suggest\w*|see|seen|accompan\w+)\b",
 )
-# "no" that does not deny what follows it.
-PSEUDO_NEGATION = (
-    r"\bno (?:\w+ ){0,2}?(?:change|difference|increase in (?:the )?(?:size|number)|decrease|regression|progression|"
-    r"interval|growth)\b|\bnot only\b|\bno longer\b|\bno doubt\b"
+# A "no" that does not deny what follows it.
+PSEUDO_NEGATION: Patterns = (
+    r"\bno (?:(?:significant|obvious|interval|appreciable|relevant|remarkable|marked|pathological|other|clear) )*"
+    r"(?:change|difference|increase|decrease|regression|progression|growth)s?\b",
+    r"\bnot only\b",
+    r"\bno (?:longer|doubt)\b",
 )
-SCOPE_END = (
-    r"\b(?:which|that|causing|due to|secondary to|because|despite|since|compared|consistent with|accompan\w+|"
-    r"(?:is|are|was|were) (?:observed|detected|seen|noted|present|identified) (?:and|with|in the presence))\b|:"
+# Between a negation and a mention, these end its reach.
+SCOPE_END: Patterns = (
+    r"\b(?:which|that|causing|due to|secondary to|because|despite|since|compared|accompan\w+)\b",
+    r":",
 )
-NEGATION_AFTER = (
-    r"\b(?:not|never|no longer) (?:\w+ ){0,2}?(?:detected|observed|seen|present|identified|noted|found|visuali[sz]ed|"
-    r"evident|appreciated|encountered|demonstrated|available|enlarged|monitored|selected|dilated|thickened|increased)\b|"
-    r"\b(?:is|are|was|were) (?:absent|negative|excluded|ruled out|resolved)\b|\b(?:has|have) (?:\w+ )?(?:resolved|"
-    r"disappeared|regressed completely|completely regressed|cleared)\b|\bcompletely (?:regressed|resolved|disappeared)|"
-    r"\bno thickening was detected\b|\b(?:is|are|was|were) (?:within )?normal\b"
+NEGATION_AFTER: Patterns = (
+    r"\b(?:not|never|no longer) (?:\w+ ){0,2}?(?:detected|observed|seen|present|identified|noted|found|visuali[sz]ed|evident|"
+    r"appreciated|encountered|demonstrated|distinguished|available|enlarged|selected|dilated|thickened|increased)\b"
+    r"(?! in (?:the |his |her )?(?:previous|prior|old|earlier))",
+    r"\b(?:is|are|was|were) (?:absent|negative|excluded|ruled out|resolved|removed)\b",
+    r"\b(?:has|have) (?:\w+ )?(?:resolved|disappeared|regressed completely|completely regressed|cleared)\b",
+    r"\b(?:completely|totally) (?:regressed|resolved|disappeared)\b",
+    r"\bdisappear\w*",
+    r"\b(?:full|complete) (?:regression|resolution)\b",
+    r"\bno (?:\w+ ){0,2}(?:was|were|is|are) (?:detected|observed|seen)\b",
+    r"\b(?:is|are|was|were) (?:within )?normal\b",
 )
-HEDGE_BEFORE = (
-    r"\b(?:possible|possibly|probable|probably|suspected|suspicious|questionable|equivocal|may be|may represent|may reflect|"
-    r"might|could be|could represent|cannot exclude|can not exclude|cannot be excluded|to exclude|to rule out|"
-    r"in terms of|concern for|differential)\b"
+HEDGE_BEFORE: Patterns = (
+    r"\b(?:possibl[ey]|probabl[ey]|suspected|suspicious|questionable|equivocal|may|might|could|cannot|can not|to exclude|"
+    r"to rule out|in terms of|concern for|differential)\b",
 )
-HEDGE_AFTER = r"^[^.;,()]{0,12}\?|\b(?:cannot|can not|could not|not) be (?:excluded|ruled out)|\b(?:is|are) (?:suspected|possible|questionable)"
+HEDGE_AFTER: Patterns = (
+    r"^[^.;,()]{0,12}\?",
+    r"\b(?:cannot|can not|could not|not) be (?:excluded|ruled out)",
+    r"\b(?:is|are) (?:suspected|possible|questionable)\b",
+)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -43,25 +42,22 @@ class Evidence:
 def find_labels(report: str) -> list[Evidence]:
     """Find every mention of the 18 labels in a report, in reading order."""
     compiled = _compiled()
-    text = report.lower() if len(report.lower()) == len(report) else "".join(c.lower()[0] for c in report)
+    lower = report.lower()
+    text = lower if len(lower) == len(report) else "".join(character.lower()[0] for character in report)
     found = []
     for start, end in _sentences(text):
         sentence = text[start:end]
-        clauses: list[tuple[int, int]] | None = None
+        clauses: list[tuple[int, int]] = []
         for rule in compiled.rules:
             for mention in rule.mention.finditer(sentence):
-                if rule.forbid_in_sentence is not None and rule.forbid_in_sentence.search(sentence):
-                    break
-                if clauses is None:
-                    clauses = list(_clauses(sentence))
-                clause_start, clause_end = next(c for c in clauses if mention.start() < c[1])
-                clause_end = max(clause_end, mention.end())
-                clause = sentence[clause_start:clause_end]
-                if rule.require is not None and not rule.require.search(clause):
+                clauses = clauses or _clauses(sentence)
+                first, last = next(clause for clause in clauses if mention.start() < clause[1])
+                clause = sentence[first : max(last, mention.end())]
+                if (rule.require and not rule.require.search(clause)) or (
+                    rule.forbid and rule.forbid.search(clause)
+                ):
                     continue
-                if rule.forbid is not None and rule.forbid.search(clause):
-                    continue
-                status = _status(clause, mention.start() - clause_start, mention.end() - clause_start)
+                status = _status(clause, mention.start() - first, mention.end() - first)
                 span = (start + mention.start(), start + mention.end())
                 found.append(Evidence(rule.label, status, span, report[slice(*span)]))
     return sorted(found, key=lambda evidence: evidence.span)
@@ -112,7 +108,6 @@ class _CompiledRule:
     mention: re.Pattern[str]
     require: re.Pattern[str] | None
     forbid: re.Pattern[str] | None
-    forbid_in_sentence: re.Pattern[str] | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,8 @@ class _Compiled:
     rules: tuple[_CompiledRule, ...]
     clause_break: re.Pattern[str]
     clause_join: re.Pattern[str]
-    finite_verb: re.Pattern[str]
+    statement: re.Pattern[str]
+    verb: re.Pattern[str]
     negation_before: re.Pattern[str]
     pseudo_negation: re.Pattern[str]
     scope_end: re.Pattern[str]
@@ -133,33 +129,33 @@ class _Compiled:
 @cache
 def _compiled() -> _Compiled:
     """Compile the rule table on first use, so that importing this module stays cheap."""
-
-    def optional(pattern: str | None) -> re.Pattern[str] | None:
-        return None if pattern is None else re.compile(pattern)
-
     return _Compiled(
         rules=tuple(
             _CompiledRule(
                 rule.label,
-                re.compile(rule.mention),
-                optional(rule.require),
-                optional(rule.forbid),
-                optional(rule.forbid_in_sentence),
+                _any(rule.mention),
+                _any(rule.require) if rule.require else None,
+                _any(rule.forbid) if rule.forbid else None,
             )
             for rule in rules.RULES
         ),
-        clause_break=re.compile(rules.CLAUSE_BREAK),
-        clause_join=re.compile(rules.CLAUSE_JOIN),
-        finite_verb=re.compile(rules.FINITE_VERB),
-        negation_before=re.compile(rules.NEGATION_BEFORE),
-        pseudo_negation=re.compile(rules.PSEUDO_NEGATION),
-        scope_end=re.compile(rules.SCOPE_END),
-        negation_after=re.compile(rules.NEGATION_AFTER),
-        hedge_before=re.compile(rules.HEDGE_BEFORE),
-        hedge_after=re.compile(rules.HEDGE_AFTER),
+        clause_break=_any(rules.CLAUSE_BREAK),
+        clause_join=_any(rules.CLAUSE_JOIN),
+        statement=_any(rules.STATEMENT),
+        verb=_any(rules.VERB),
+        negation_before=_any(rules.NEGATION_BEFORE),
+        pseudo_negation=_any(rules.PSEUDO_NEGATION),
+        scope_end=_any(rules.SCOPE_END),
+        negation_after=_any(rules.NEGATION_AFTER),
+        hedge_before=_any(rules.HEDGE_BEFORE),
+        hedge_after=_any(rules.HEDGE_AFTER),
         # A full stop ends a sentence unless it stands in a number; "?" only outside brackets, as in "(cyst?)".
         sentence_end=re.compile(r"(?<!\d)\.|\.(?!\d)|[!\n\"“”•·;]|\?(?=\s+[^)\s]|\s*$)"),
     )
+
+
+def _any(patterns: rules.Patterns) -> re.Pattern[str]:
+    return re.compile("|".join(patterns))
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
@@ -172,22 +168,21 @@ def _sentences(text: str) -> Iterator[tuple[int, int]]:
         yield start, len(text)
 
 
-def _clauses(sentence: str) -> Iterator[tuple[int, int]]:
+def _clauses(sentence: str) -> list[tuple[int, int]]:
     """Split a sentence where a negation can no longer reach."""
     compiled = _compiled()
-    breaks = [match.start() for match in compiled.clause_break.finditer(sentence)]
-    joins = [match.start() for match in compiled.clause_join.finditer(sentence)]
-    marks = sorted({*breaks, *joins, len(sentence)})
+    breaks = {match.start() for match in compiled.clause_break.finditer(sentence)}
+    joins = {match.start() for match in compiled.clause_join.finditer(sentence)}
+    clauses = []
     start = 0
-    for mark, following in pairwise(marks):
-        if mark in breaks or (
-            compiled.finite_verb.search(sentence, start, mark)
-            and compiled.finite_verb.search(sentence, mark, following)
+    for mark in sorted(breaks | joins):
+        if mark > start and (
+            mark in breaks
+            or (compiled.statement.search(sentence, start, mark) and compiled.verb.search(sentence, mark))
         ):
-            if mark > start:
-                yield start, mark
+            clauses.append((start, mark))
             start = mark
-    yield start, len(sentence)
+    return [*clauses, (start, len(sentence))]
 
 
 def _status(clause: str, start: int, end: int) -> Status:
