@@ -1,0 +1,102 @@
+"""Load a checkpoint once and let it answer conversations about volumes: what report, predict and embed share.
+
+Reads: a checkpoint folder or Hub id, conversations with loaded volumes.
+Writes: nothing.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
+
+import hf_mu2
+
+DEMO_MODEL = "mu2-phantom"
+DEMO_NOTICE = "Demo model trained on synthetic CT only. Not a medical device."
+RESEARCH_NOTICE = "Research use only. Not a medical device."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model generated for one conversation, and why it stopped: `"eos"` or `"length"`."""
+
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A loaded checkpoint: model, processor, a name free of paths, and the notice its output must carry."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    name: str
+    is_demo: bool
+
+    @property
+    def notice(self) -> str:
+        return DEMO_NOTICE if self.is_demo else RESEARCH_NOTICE
+
+    def prepare(self, conversations: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        """Turn conversations with loaded volumes into a left-padded batch on the model's device."""
+        inputs = self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        )
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    @torch.inference_mode()
+    def answer(self, conversations: list[list[dict[str, Any]]], max_new_tokens: int) -> list[Answer]:
+        """Generate greedily for a batch of conversations."""
+        inputs = self.prepare(conversations)
+        generated = self.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+        generated = generated[:, inputs["input_ids"].shape[1] :]
+        eos = torch.tensor(self.model.generation_config.eos_token_id, device=generated.device).reshape(-1)
+        stopped = torch.isin(generated, eos).any(dim=1).tolist()
+        texts = self.processor.batch_decode(generated, skip_special_tokens=True)
+        return [
+            Answer(text.strip(), "eos" if is_stopped else "length")
+            for text, is_stopped in zip(texts, stopped)
+        ]
+
+
+def load_reader(model: str | Path | None = None, device: torch.device | str | None = None) -> Reader:
+    """Load a checkpoint for inference, float32 on CPU and bfloat16 on an accelerator.
+
+    Args:
+        model (`str` or `Path`, *optional*): Checkpoint folder or Hub id; by default the embedded demo checkpoint.
+        device (`torch.device` or `str`, *optional*): Where to run; by default the first accelerator, else the CPU.
+    """
+    is_demo = model is None or str(model) == DEMO_MODEL
+    source = hf_mu2.embedded_checkpoint() if is_demo else model
+    is_demo = is_demo or (Path(source).exists() and Path(source).samefile(hf_mu2.embedded_checkpoint()))
+    device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    processor = AutoProcessor.from_pretrained(source)
+    loaded = AutoModelForImageTextToText.from_pretrained(
+        source, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16
+    )
+    name = DEMO_MODEL if is_demo else Path(source).name if Path(source).exists() else str(source)
+    return Reader(loaded.eval().to(device), processor, name, is_demo)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write under a temporary name and rename, so that a reader never meets half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
+
+
+def to_json(value: dict[str, Any]) -> str:
+    """Serialise a record for people: indented, keys in the given order, numpy scalars as numbers."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=lambda scalar: scalar.item()) + "\n"

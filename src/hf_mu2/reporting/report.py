@@ -1,0 +1,148 @@
+"""Write the report of a volume: what the model says, a picture of what it saw, and the record of the run.
+
+Reads: a NIfTI file, a DICOM folder or zip, or a folder of volumes; a checkpoint.
+Writes: report.txt, montage.png and run.json. Names of files and patients stay out of all three.
+"""
+
+import hashlib
+import io
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_mu2.model.volume_mu2 import OutOfDomainWarning, Volume, guess_body_region, load_volume
+from hf_mu2.reporting.environment import library_versions
+from hf_mu2.reporting.inference import Reader, to_json, write_atomic
+from hf_mu2.reporting.montage import draw_montage
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".zip")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask about a volume. Empty fields leave the prompt as the model was trained on it."""
+
+    question: str | None = None
+    indication: str | None = None
+    technique: str | None = None
+    prior_report: str | None = None
+    series: str | None = None
+    max_new_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report of one volume, with everything needed to say how it came about."""
+
+    notice: str
+    study_id: str
+    text: str
+    finish_reason: str
+    warnings: list[str]
+    run: dict[str, Any]
+    volume: Volume = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay out the machine-readable form, the notice first."""
+        return {
+            "notice": self.notice,
+            "study_id": self.study_id,
+            "report": self.text,
+            "finish_reason": self.finish_reason,
+            "warnings": self.warnings,
+            **self.run,
+        }
+
+
+def find_volumes(source: str | Path) -> list[Path]:
+    """List the volumes behind a path: the file itself, the NIfTI and zip files of a folder, or one DICOM folder."""
+    source = Path(source)
+    if not source.exists():
+        raise ValueError(
+            f"The volume must be a file or folder that exists, got `{source}`. "
+            "Pass a NIfTI file, a DICOM folder or zip, or a folder of such files."
+        )
+    if source.is_file():
+        return [source]
+    volumes = sorted(
+        path for path in source.iterdir() if path.name.endswith(VOLUME_SUFFIXES) and path.is_file()
+    )
+    return volumes or [source]
+
+
+def name_of(path: Path) -> str:
+    """Name a volume as its owner did, without the ending; for folders on the owner's own disk, never for records."""
+    return path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".zip")
+
+
+def report_volume(source: str | Path, reader: Reader, request: Request = Request()) -> Report:
+    """Load one volume and generate its report; bad input raises the loader's `VolumeError`."""
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", OutOfDomainWarning)
+        volume = load_volume(source, series=request.series)
+    # Files are often named after patients: what is kept of a run speaks of VOLUME instead.
+    name = Path(source).name
+    messages = [str(warning.message).replace(name, "VOLUME") for warning in caught]
+    region = guess_body_region(volume)
+    if reader.is_demo and region != "chest":
+        messages.append(
+            f"Out of domain: the demo model knows only synthetic chest CT, and this volume looks like {region}. "
+            "Its report says nothing about this study: use a checkpoint trained on that region (`--model`)."
+        )
+    read = time.perf_counter()
+    conversation = reader.processor.build_messages(
+        volume,
+        question=request.question,
+        indication=request.indication,
+        technique=request.technique,
+        prior_report=request.prior_report,
+    )
+    answer = reader.answer([conversation], request.max_new_tokens)[0]
+    done = time.perf_counter()
+    run = {
+        "model": reader.name,
+        "command": describe_command(request, reader.name),
+        "volume": {key: value for key, value in volume.provenance.items() if key != "file"}
+        | {"body_region": region},
+        "timings_s": {"read": round(read - started, 3), "generate": round(done - read, 3)},
+        "versions": library_versions(),
+    }
+    return Report(reader.notice, content_id(volume), answer.text, answer.finish_reason, messages, run, volume)
+
+
+def write_report(report: Report, out: str | Path) -> dict[str, Path]:
+    """Write report.txt, montage.png and run.json into a folder; run.json comes last and marks it complete."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    picture = io.BytesIO()
+    draw_montage(report.volume, report.notice, report.study_id).save(picture, "PNG", optimize=True)
+    files = {"report": out / "report.txt", "montage": out / "montage.png", "run": out / "run.json"}
+    write_atomic(files["report"], f"{report.notice}\n\n{report.text}\n")
+    write_atomic(files["montage"], picture.getvalue())
+    record = report.to_dict()
+    record["timings_s"] = record["timings_s"] | {"draw": round(time.perf_counter() - started, 3)}
+    write_atomic(files["run"], to_json(record))
+    return files
+
+
+def describe_command(request: Request, model: str) -> str:
+    """Restate the command without paths, and without the free text that may name a patient."""
+    words = ["hf-mu2 report VOLUME", f"--model {model}"]
+    for name, value in asdict(request).items():
+        if value is not None:
+            shown = str(value) if isinstance(value, int) else name.upper()
+            words.append(f"--{name.replace('_', '-')} {shown}")
+    return " ".join(words)
+
+
+def content_id(volume: Volume) -> str:
+    """Name a volume by its voxels and geometry: stable across copies, and silent about whose it is."""
+    digest = hashlib.blake2b(np.ascontiguousarray(volume.array), digest_size=6)
+    digest.update(np.asarray(volume.affine, dtype=np.float64).round(4).tobytes())
+    return f"ct-{digest.hexdigest()}"

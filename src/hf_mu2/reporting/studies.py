@@ -1,0 +1,159 @@
+"""Open a dataset as studies and read them batch by batch, volumes already in their prompts.
+
+Reads: a folder that `datasets.load_dataset` opens (column `images`), or a folder of volumes.
+Writes: nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from hf_mu2.model.volume_mu2 import Volume, VolumeError, load_volume
+from hf_mu2.reporting.report import content_id, find_volumes, name_of
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Studies:
+    """The studies of a dataset: ids at hand, volumes and prompt of one study on request."""
+
+    ids: list[str]
+    read: Callable[[int], tuple[list[Any], Messages | None]]
+
+
+@dataclass(frozen=True)
+class LoadedStudy:
+    """One study ready for the model, or the reason why not; `volume_ids` name the voxels that were read."""
+
+    study_id: str
+    conversation: Messages
+    volume_ids: list[str]
+    error: str | None = None
+
+
+def open_studies(dataset: str | Path, split: str | None = None) -> Studies:
+    """Open a folder with `metadata.jsonl`, csv or Parquet through `datasets`, any other folder as volumes."""
+    dataset = Path(dataset)
+    if not dataset.is_dir():
+        raise ValueError(
+            f"The dataset must be a folder, got `{dataset}`. Make one with `hf-mu2 phantom --out DIR`, or fetch one "
+            "with `hf download --repo-type dataset`."
+        )
+    if any(path.suffix == ".parquet" or path.stem == "metadata" for path in dataset.rglob("*.*")):
+        return _open_dataset(dataset, split)
+    paths = find_volumes(dataset)
+    return Studies([name_of(path) for path in paths], lambda index: ([paths[index]], None))
+
+
+def read_batches(
+    studies: Studies, indices: list[int], processor: ProcessorMixin, question: str | None, batch_size: int
+) -> Iterator[list[LoadedStudy]]:
+    """Yield the studies at `indices` in batches, while threads read the volumes of the next one."""
+
+    def load(index: int) -> LoadedStudy:
+        try:
+            return load_study(studies, index, processor, question)
+        except VolumeError as error:
+            return LoadedStudy(studies.ids[index], [], [], str(error))
+
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    with ThreadPoolExecutor(max_workers=batch_size) as pool:
+        pending = [pool.submit(load, index) for batch in batches[:1] for index in batch]
+        for following in [*batches[1:], []]:
+            loaded = [future.result() for future in pending]
+            pending = [pool.submit(load, index) for index in following]
+            if loaded:
+                yield loaded
+
+
+def load_study(
+    studies: Studies, index: int, processor: ProcessorMixin, question: str | None = None
+) -> LoadedStudy:
+    """Load the volumes of one study and put them into its prompt; `question` replaces the dataset's prompt."""
+    sources, prompt = studies.read(index)
+    if not sources:
+        raise VolumeError(
+            f"A study must have at least one volume, got none for `{studies.ids[index]}`. "
+            "Drop the row, or name its files in `images_file_names`."
+        )
+    volumes = [load_volume(source) for source in sources]
+    if prompt is None or question is not None:
+        prompt = [
+            {**message, "content": [block for block in message["content"] if not _is_image(block)]}
+            for message in processor.build_messages(volumes[0], question=question)
+        ]
+    return LoadedStudy(studies.ids[index], place_volumes(prompt, volumes), [content_id(v) for v in volumes])
+
+
+def place_volumes(messages: Messages, volumes: list[Volume]) -> Messages:
+    """Put volumes into the image blocks of a prompt, or before its first user text where it has none."""
+    blocks_of = [
+        [{"type": "text", "text": content}] if isinstance(content := message["content"], str) else content
+        for message in messages
+    ]
+    num_slots = sum(_is_image(block) for blocks in blocks_of for block in blocks)
+    if num_slots not in (0, len(volumes)):
+        raise ValueError(
+            f"A prompt must have one image block per volume or none at all, got {num_slots} blocks for "
+            f"{len(volumes)} volumes. Add `{{'type': 'image'}}` blocks or drop them all."
+        )
+    remaining = [{"type": "image", "image": volume} for volume in volumes]
+    placed = []
+    for message, blocks in zip(messages, blocks_of):
+        filled = [remaining.pop(0) if _is_image(block) else block for block in blocks]
+        if message["role"] == "user" and num_slots == 0:
+            filled, remaining = [*remaining, *filled], []
+        placed.append({"role": message["role"], "content": filled})
+    return placed
+
+
+def _open_dataset(folder: Path, split: str | None) -> Studies:
+    try:
+        from datasets import List, Nifti, load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f'Reading `{folder}` as a dataset needs the `datasets` package: pip install "hf_mu2[train]".'
+        ) from error
+
+    splits = load_dataset(str(folder))
+    if split not in splits and (split is not None or len(splits) > 1):
+        raise ValueError(
+            f"`--split` must name a split where there are several, got {split or 'none'} for `{folder}`. "
+            f"Choose one of {sorted(splits)}."
+        )
+    rows = splits[split or next(iter(splits))]
+    names = rows.column_names
+    if "images" not in names:
+        raise ValueError(
+            f"A dataset must have the column `images` (a list of volumes), got {names} in `{folder}`. "
+            'In a folder of NIfTI files, metadata.jsonl names them: {"images_file_names": ["ct.nii.gz"], ...}.'
+        )
+    # Paths and bytes, not nibabel objects: the volume loader reads them itself, in its own threads.
+    rows = rows.cast_column("images", List(Nifti(decode=False)))
+    ids = list(rows["study_id"]) if "study_id" in names else [f"{index:06d}" for index in range(len(rows))]
+    if len(set(ids)) < len(ids):
+        twice = next(study_id for study_id in ids if ids.count(study_id) > 1)
+        raise ValueError(
+            f"Every row must have its own `study_id`, got `{twice}` more than once in `{folder}`. "
+            "Put all volumes of a study into one row."
+        )
+
+    def read(index: int) -> tuple[list[Any], Messages | None]:
+        row = rows[index]
+        if "prompt" in names:
+            return row["images"], row["prompt"]
+        if "messages" in names:
+            roles = [message["role"] for message in row["messages"]]
+            return row["images"], row["messages"][: roles.index("assistant")]
+        return row["images"], None
+
+    return Studies(ids, read)
+
+
+def _is_image(block: dict[str, Any]) -> bool:
+    return block["type"] == "image"

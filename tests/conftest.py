@@ -1,0 +1,27 @@
+"""Settings every test shares: no network, no accelerator fights, the same numbers every time."""
+
+import os
+
+# Before anything imports torch or huggingface_hub. An explicit setting of the caller wins only for the threads.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+os.environ.update(TOKENIZERS_PARALLELISM="false", WANDB_DISABLED="true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests that need an accelerator on machines without one."""
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs an accelerator")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
