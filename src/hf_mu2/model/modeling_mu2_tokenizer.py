@@ -18,6 +18,22 @@ from .configuration_mu2 import Mu2TokenizerConfig
 from .modeling_mu2_vision import as_sdpa, open_empty_rows
 
 
+# Linear layers with an initialisation of their own. Transformers initialises custom code leaf by leaf and passes over
+# modules without parameters, so a parent cannot do it.
+
+
+class AttentionLinear(nn.Linear):
+    """Starts Xavier-uniform with zero bias, as published."""
+
+
+class ScoreLinear(nn.Linear):
+    """Starts sharp enough to select: see `selection_init_std`."""
+
+
+class GateLinear(nn.Linear):
+    """Starts at zero: equal gates."""
+
+
 # ---------------------------------------------------------------------------------------- RPE: positions in attention
 
 
@@ -118,10 +134,10 @@ class Mu2Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.is_rotary = is_rotary
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = None if is_linear else nn.Linear(width, width)
-        self.output = None if is_linear else nn.Linear(width, width)
+        self.query = AttentionLinear(width, width)
+        self.key = AttentionLinear(width, width)
+        self.value = None if is_linear else AttentionLinear(width, width)
+        self.output = None if is_linear else AttentionLinear(width, width)
         self.bias = None if reach is None else RelativeBias(reach, num_heads)
 
     def forward(
@@ -229,7 +245,7 @@ class TokenSelection(nn.Module):
         self.temperature = config.selection_temperature
         self.is_soft = config.selection == "soft"
         # No bias: a softmax over tokens, and their order, ignore a constant per slot.
-        self.score = nn.Linear(config.hidden_size, self.num_selected if self.is_soft else 1, bias=False)
+        self.score = ScoreLinear(config.hidden_size, self.num_selected if self.is_soft else 1, bias=False)
 
     def weights(self, refined: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Selection weights of shape `(B, T*N, R)`; each slot's sum to 1 over the tokens. Soft selection only."""
@@ -276,7 +292,7 @@ class MultiScalePooling(nn.Module):
                 nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps),
                 nn.Linear(2 * config.hidden_size, config.hidden_size // 4),
                 nn.GELU(),
-                nn.Linear(config.hidden_size // 4, len(self.scales)),
+                GateLinear(config.hidden_size // 4, len(self.scales)),
             )
 
     def gates(self, selected: torch.Tensor, pooled: list[torch.Tensor]) -> torch.Tensor:
@@ -493,17 +509,15 @@ class Mu2Tokenizer(PreTrainedModel):
         elif isinstance(module, SpatioTemporalRefiner) and module.frame_embedding is not None:
             init.normal_(module.frame_embedding, std=self.config.initializer_range)
             init.normal_(module.token_embedding, std=self.config.initializer_range)
-        elif isinstance(module, Mu2Attention):
-            for layer in (module.query, module.key, module.value, module.output):
-                if layer is not None:  # as published
-                    init.xavier_uniform_(layer.weight)
-                    init.zeros_(layer.bias)
-        elif isinstance(module, TokenSelection):
+        elif isinstance(module, AttentionLinear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ScoreLinear):
             # The scorer reads normalised tokens (unit variance per feature), so scores start with this deviation.
-            init.normal_(module.score.weight, std=self.config.selection_init_std / math.sqrt(self.config.hidden_size))
-        elif isinstance(module, MultiScalePooling) and module.form == "gated":
-            init.zeros_(module.gate[-1].weight)
-            init.zeros_(module.gate[-1].bias)
+            init.normal_(module.weight, std=self.config.selection_init_std / math.sqrt(self.config.hidden_size))
+        elif isinstance(module, GateLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, TextConditionedAggregation):
             init.normal_(module.query_tokens, std=self.config.initializer_range)
 
