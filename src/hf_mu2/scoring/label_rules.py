@@ -148,8 +148,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "Atelectasis",
         mention=(
-            r"(?<!fibro )(?<!fibro-)\bat[el]{1,4}[a-z]*t(?:a|i)\w+",
-            r"\bvolume loss with\b",
+            r"(?<!fibro )(?<!fibro-)(?<!fibrotic )\bat[el]{1,4}[a-z]*t(?:a|i)\w+",
             r"\bcollaps\w+",
         ),
         forbid=(r"vertebra|fractur|\bvena\b|\bvein|trachea|esophag",),
@@ -158,11 +157,11 @@ RULES: tuple[Rule, ...] = (
         "Lung nodule",
         mention=(
             r"(?<!lymph )(?<!lymph-)\b(?:micro|macro)?nodules?\b",
-            r"\bnodular (?:lesions?|formations?)\b",
+            r"\bnodular lesions?\b",
         ),
         forbid=(
             r"thyroid|liver|hepatic|adrenal|breast|kidney|renal|spleen|pancrea|skin|subcutan|mesenter|oment|periton|"
-            r"schmorl|hypodense|axilla|adipose|(?<!sub)pleural nodul",
+            r"schmorl|hypodense|axilla|adipose|fatty|(?<!sub)pleural nodul|in the pleura",
         ),
     ),
     Rule(
@@ -172,13 +171,18 @@ RULES: tuple[Rule, ...] = (
             r"\bfrosted[ -]?glass\w*(?! nodul)",
             r"(?<!acinar )(?<!nodular )\bopaci\w+",
             r"\bggos?\b",
+            # Written as densities, yet annotated as opacities.
+            r"\bdep[ae]nd[ae]nt(?:[ -]like)? (?:\w+ )?(?:densit\w+|increases? in density)",
+            r"\blinear (?:(?!pleuro|sequel|fibro)\w+ ){0,3}densit\w+",
+            r"\bdensit(?:y|ies)(?: increases?)? (?:consistent|compatible) with (?:\w+ ){0,3}atelec\w+",
+            r"\b(?:alveolar|subpleural) densit\w+",
         ),
     ),
     Rule(
         "Pulmonary fibrotic sequela",
         mention=(
             r"\bsequel\w*\b(?! (?:\w+ ){0,2}(?:calcif|lymph|nodul|treat|fractur|rib))",
-            r"\b\w*fibro(?!ade|us|mu|mya|sarc|mat|glan|cal|lip|cys)\w+",
+            r"\b\w*fibro(?!ade|us|mu|mya|sarc|mat|glan|cal|lip|cys)\w+(?! nodul)",
             r"\bfibro-?\s?atele\w+",
             r"\b(?:sub|pleuro?|pleura)?(?:pleural|parenchymal)? ?\bbands\b",
             r"\b(?:parenchymal|pleuroparenchymal|subpleural) band",
@@ -209,7 +213,7 @@ RULES: tuple[Rule, ...] = (
         mention=(
             r"\bperi-?bronch\w*(?:[\s,-]+(?!and|lymph|ground|nodul|interlob)[a-z]+){0,4}?[\s-]+(?:thick\w+|cuffing)",
             r"\bperi-?bronch\w*[\s-]+(?:\w+ )?densit\w+",
-            r"\bthick\w+[^.;?]{0,60}?\bperi-?bronch\w+(?! (?:lymph|buds?|distrib))",
+            r"\bthick\w+[^.;?]{0,80}?\bperi-?bronch\w+(?! (?:lymph|buds?|distrib))",
             r"\bthick\w+ around (?:the )?bronchial structures",
             r"\bincreased peribron\w+",
         ),
@@ -263,7 +267,7 @@ NEGATION_BEFORE: Patterns = (
 # A "no" that does not deny what follows it.
 PSEUDO_NEGATION: Patterns = (
     r"\bno (?:(?:significant|obvious|interval|appreciable|relevant|remarkable|marked|pathological|other|clear) )*"
-    r"(?:change|difference|increase|decrease|regression|progression|growth)s?\b",
+    r"(?:(?:change|difference|decrease|regression|progression|growth)s?|increase in (?:the )?(?:size|number|dimension)\w*)\b",
     r"\bnot only\b",
     r"\bno (?:longer|doubt)\b",
 )
