@@ -126,7 +126,7 @@ def make_phantom(
     if unknown:
         raise ValueError(f"`labels` must come from the 18 finding labels, got {unknown}. See `FINDING_LABELS`.")
     easy = difficulty == "easy"
-    ratio = float(stream(seed, "Cardiomegaly").uniform(0.57, 0.68)) if "Cardiomegaly" in labels else None
+    ratio = float(stream(seed, "Cardiomegaly").uniform(0.56, 0.65)) if "Cardiomegaly" in labels else None
     anatomy = Anatomy(seed, enlarged_heart=ratio)
     canvas = Canvas(*anatomy.field_of_view(), spacing)
     scene = render_chest(anatomy, canvas)

@@ -163,8 +163,9 @@ class Anatomy:
         self.fat = u(5, 14) if rng.random() < 0.5 else u(12, 32)
         self.muscle = u(7, 14)
         self.apex, self.shoulder = u(92, 112), u(0.70, 0.9)
-        self.bottom = u(-168, -146)
-        self.dome = {"right": u(-102, -74), "left": u(-114, -88)}
+        self.bottom = u(-160, -138)
+        right = u(-92, -62)
+        self.dome = {"right": right, "left": right - u(3, 15)}
         self.center_y = 4.0
         self.spine_y = self.center_y - self.half_depth + 13
         self.sternum_y = self.center_y + self.half_depth + 4
@@ -176,7 +177,8 @@ class Anatomy:
         self.contrast_hu = u(70, 190) if rng.random() < 0.35 else 0.0
         self.blood_hu, self.liver_hu, self.bone_hu = u(34, 52) + self.contrast_hu, u(15, 68), u(110, 260)
         self.muscle_hu, self.fat_hu = u(44, 62), u(-112, -90)
-        self.ratio = self.enlarged_heart or u(0.39, 0.475)
+        normal_ratio = u(0.39, 0.475)  # drawn in any case: the draws after it stay the same
+        self.ratio = self.enlarged_heart or normal_ratio
         self.mediastinum = u(27, 35)
         self.aorta_radius = u(11.5, 15.5)
         self.fissure = u(-8, 8), u(0.68, 0.85), u(-14, 8)  # height and slope of the oblique fissure, height of the horizontal
@@ -194,13 +196,14 @@ class Anatomy:
         self.heart_basis = np.stack([long, second, np.cross(long, second)])
         half = np.sqrt(((self.heart_basis * axes[:, None]) ** 2).sum(0))  # half extent in x, y, z for unit scale
         scale = self.ratio * self.half_width / half[0]
-        self.heart_axes = (axes * scale).astype(np.float32)
-        reach = half * scale
+        axes *= scale * np.array([1.0, 1.0, (0.44 / self.ratio) ** 0.35])
+        self.heart_axes = axes.astype(np.float32)
+        reach = np.sqrt(((self.heart_basis * axes[:, None]) ** 2).sum(0))
         self.heart = np.array(
             [-0.17 * 2 * reach[0] + 3, self.center_y + self.half_depth - 8 - reach[1], self.dome["left"] + reach[2] - 14]
         )
         self.heart_reach = reach
-        self.heart[2] = min(self.heart[2], -6 - 0.75 * reach[2])
+        self.heart[2] = np.clip(self.heart[2], -16 - reach[2], -6 - 0.75 * reach[2])
         self.heart = self.heart.astype(np.float32)  # float64 here would make every grid of the heart float64
 
     # Depths (mm, positive inside). z, y, x are open grids or flat points.

@@ -207,15 +207,15 @@ def _lung_vessels(scene: Scene) -> None:
         reach = np.linalg.norm(end - start)
         direction = (end - start) / (reach + 1e-6)
         for origin in (middle, end, end):
-            turn = direction + rng.normal(0, 0.55, 3)
-            branch(origin, origin + turn / np.linalg.norm(turn) * reach * rng.uniform(0.5, 0.7), radius * 0.62, generation - 1)
+            turn = direction + rng.normal(0, 0.5, 3)
+            branch(origin, origin + turn / np.linalg.norm(turn) * reach * rng.uniform(0.6, 0.95), radius * 0.66, generation - 1)
 
     for lobe, bronchi in scene.airways.items():
         hilum = a.hilum("right" if lobe <= 3 else "left")
         for bronchus in bronchi[:4]:
             beside = rng.normal(0, 1, 3)
             beside *= 5.5 / np.linalg.norm(beside)
-            branch(hilum + beside, hilum + 0.62 * (bronchus[-1] - hilum) + beside, rng.uniform(2.9, 3.9), 2)
+            branch(hilum + beside, hilum + 0.66 * (bronchus[-1] - hilum) + beside, rng.uniform(2.9, 3.9), 2)
         for bronchus in bronchi[:4]:  # normal bronchi: thin walls, visible near the hilum only
             inner = bronchus[:3]
             c.line(inner, 3.1, -200, within=scene.lung)

@@ -99,7 +99,6 @@ def _pleural_effusion(scene: Scene, rng) -> list[Finding]:
     sides = ["right", "left"] if rng.random() < 0.35 else [_pick_side(rng)]
     thickness = {side: float(rng.uniform(18, 55)) * scene.scale for side in sides}
     top = {side: rng.uniform(-30, 35) for side in sides}
-    bottom = a.dome_height(c.y, c.x)
     for side in sides:
         # Thickness from the posterior wall: full at the base, thinning upwards; the meniscus climbs the lateral wall.
         sign = 1.0 if side == "right" else -1.0
@@ -107,10 +106,7 @@ def _pleural_effusion(scene: Scene, rng) -> list[Finding]:
         back = a.center_y - a.half_depth * (1 - 0.25 * (c.x / a.half_width) ** 2)
         level = back + thickness[side] * share_z
         meniscus = 0.45 * thickness[side] * np.exp(-np.clip(scene.cavity, 0, None) / 9) * np.clip(share_z * 3, 0, 1)
-        depth = np.minimum(level + meniscus - c.y, scene.cavity)
-        depth = np.minimum(depth, np.minimum(sign * c.x - 2, c.z - bottom))
-        for solid in (a.spine_depth, a.mediastinum_depth):
-            depth = np.minimum(depth, -solid(c.z, c.y, c.x))
+        depth = np.minimum(level + meniscus - c.y, sign * c.x)
         share = c.occupancy(depth) * scene.lung
         c.paint(EVERYWHERE, share, rng.uniform(2, 16), BIT["Pleural effusion"])
         scene.lung *= 1 - share
@@ -157,7 +153,7 @@ def _emphysema(scene: Scene, rng) -> list[Finding]:
     upper = np.clip((c.z + 35) / 70, 0, 1.2)
     holes = c.noise_field(rng, 8.5 + 3 * amount) + 0.35 * c.noise_field(rng, 5)
     where = upper if kind == "centrilobular" else upper * np.clip(1.7 - scene.lung_depth / 12, 0.1, 1.6)
-    excess = holes + (1.4 + 0.8 * amount) * where - 2.0
+    excess = holes + (1.3 + 0.8 * amount) * where - 2.2
     share = scene.lung * np.clip(excess * 3, 0, 1) * (scene.lung_depth > 1) * (where > 0.1)
     c.paint(EVERYWHERE, share * (c.hu < -300), np.float32(-992), BIT["Emphysema"])
     for _ in range(int(rng.integers(1, 4) * (kind == "paraseptal"))):  # bullae at the apex
@@ -202,8 +198,9 @@ def _fibrosis(scene: Scene, rng, site: Lobe) -> list[Finding]:
         for point in points:
             outward = point - a.hilum(each[0])
             outward /= np.linalg.norm(outward)
-            course = [anchor + 0.5 * (point - anchor), point, point + outward * 16, point + outward * 30 + rng.normal(0, 6, 3)]
-            c.line(course, rng.uniform(1.7, 2.9) * scene.scale, 0, BIT["Pulmonary fibrotic sequela"], within=scene.lung)
+            bend = rng.normal(0, 5, (2, 3))
+            course = [anchor + 0.5 * (point - anchor), point + bend[0], point + outward * 14 + bend[1], point + outward * 28]
+            c.line(course, rng.uniform(1.4, 2.4) * scene.scale, 0, BIT["Pulmonary fibrotic sequela"], within=scene.lung)
         c.ball(anchor, rng.uniform(5, 8, 3), 30, BIT["Pulmonary fibrotic sequela"], within=scene.lung)
         found = c.box(anchor - 34, anchor + 34)  # pleural thickening nearby
         box, z, y, x = found
@@ -218,7 +215,8 @@ def _septal(scene: Scene, rng) -> list[Finding]:
     """Thicken the walls of the secondary lobules: the borders of a jittered Voronoi tiling, basal and subpleural."""
     a, c = scene.anatomy, scene.canvas
     side = "bilateral" if rng.random() < 0.7 else _pick_side(rng)
-    where = (scene.lung > 0.3) & (scene.lung_depth < 36) & (c.z < rng.uniform(25, 75))
+    border = np.float32(7) * c.noise_field(rng, 24)
+    where = (scene.lung > 0.3) & (scene.lung_depth < 26 + border) & (c.z + 2 * border < rng.uniform(10, 60))
     if side != "bilateral":
         where &= (c.x > 0) == (side == "right")
     flat = np.flatnonzero(where)
@@ -237,15 +235,15 @@ def _septal(scene: Scene, rng) -> list[Finding]:
         distance += (k + seed_point[:, 2] - points[2]) ** 2
         second = np.minimum(second, np.maximum(first, distance))
         first = np.minimum(first, distance)
-    thickness = rng.uniform(2.0, 2.9) * scene.scale
+    thickness = rng.uniform(1.4, 2.2) * scene.scale
     to_wall = (np.sqrt(second) - np.sqrt(first)) * np.float32(cell / 2)
-    drawn = max(thickness, 0.8 * c.edge)
-    share = np.clip((drawn / 2 - to_wall) / (0.6 * c.edge) + 0.5, 0, 1) * (thickness / drawn)
+    drawn = max(thickness, 0.7 * c.edge)
+    share = np.clip((drawn / 2 - to_wall) / (0.5 * c.edge) + 0.5, 0, 1) * (thickness / drawn)
     share *= scene.lung.ravel()[flat]
     hu, masks = c.hu.reshape(-1), c.masks.reshape(-1)
     hu[flat] += share * (-40 - hu[flat]) * (hu[flat] < -100)
     masks[flat[share > 0.45 * share.max()]] |= np.uint32(1 << BIT["Interlobular septal thickening"])
-    return [Finding("Interlobular septal thickening", side, None, 1, None, graded(thickness, 2.3, 2.65))]
+    return [Finding("Interlobular septal thickening", side, None, 1, None, graded(thickness, 1.7, 1.95))]
 
 
 def _atelectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
@@ -259,23 +257,24 @@ def _atelectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
     reach = np.linalg.norm(inward)
     inward /= reach
     size = rng.uniform(44, 66) * scene.scale
-    thickness = rng.uniform(5, 8) * scene.scale
+    thickness = rng.uniform(4.5, 7) * scene.scale
     found = c.box(point - size, point + size)
     box, z, y, x = found
     dx, dy, dz = x - np.float32(point[0]), y - np.float32(point[1]), z - np.float32(point[2])
     along = dx * np.float32(inward[0]) + dy * np.float32(inward[1]) + dz * np.float32(inward[2])
     distance = np.sqrt(dx**2 + dy**2 + dz**2)
     bow = np.float32(1.6) * c.noise_field(rng, 28, box)
+    rough = np.float32(3.5) * c.noise_field(rng, 9, box)
     if wedge:  # base on the pleura, tip towards the hilum
         across = np.sqrt(np.clip(distance**2 - along**2, 0, None))
         depth = np.minimum((14 - along) * 0.55 - across * 0.9 + bow, along + 40)
-        depth = np.minimum(depth, size * 0.62 - distance)
+        depth = np.minimum(depth, size * 0.62 - distance + rough)
     else:  # a plate through the pleura
         normal = np.array([0.25, 0.35, 1.0]) + rng.normal(0, 0.22, 3)
         normal = (normal - inward * (normal @ inward)).astype(np.float32)
         normal /= np.linalg.norm(normal)
         plane = dx * normal[0] + dy * normal[1] + dz * normal[2]
-        depth = np.minimum(thickness / 2 - np.abs(plane + bow), size / 2 - distance)
+        depth = np.minimum(thickness / 2 - np.abs(plane + bow), size / 2 - distance + rough)
     same = scene.lobe[box] == LOBES[site]
     c.paint(box, c.occupancy(depth) * scene.lung[box] * same, 35, BIT["Atelectasis"])
     kind = "subsegmental" if wedge else "linear"
@@ -286,7 +285,7 @@ def _consolidation(scene: Scene, rng, site: Lobe) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     side, region = site
     radius = rng.uniform(20, 36) * scene.scale
-    (point,) = a.points_in_lobe(rng, LOBES[site], 1, 12)
+    (point,) = a.points_in_lobe(rng, LOBES[site], 1, 17)
     outward = (point - a.hilum(side)) / np.linalg.norm(point - a.hilum(side))
     box, depth = _blob(scene, rng, point + outward * 6, radius * np.array([1, 1, 0.9]), 0.22)
     share = np.clip(depth / 5 + 0.5, 0, 1) * scene.lung[box] * (scene.lobe[box] == LOBES[site])
@@ -305,7 +304,7 @@ def _consolidation(scene: Scene, rng, site: Lobe) -> list[Finding]:
 
 def _thick_bronchi(scene: Scene, rng) -> list[Finding]:
     c = scene.canvas
-    wall = rng.uniform(2.8, 4.2) * scene.scale
+    wall = rng.uniform(2.2, 3.5) * scene.scale
     spread = rng.random()
     lobes = list(LOBES.values()) if spread < 0.5 else [3, 6] if spread < 0.8 else [[1, 2, 3], [4, 5, 6]][int(rng.random() < 0.5)]
     lines = [bronchus for lobe in lobes for bronchus in scene.airways[lobe]]
@@ -315,7 +314,7 @@ def _thick_bronchi(scene: Scene, rng) -> list[Finding]:
         c.line(bronchus, 2.6, -940, within=scene.lung)
     side = "bilateral" if 3 in lobes and 6 in lobes else "right" if 3 in lobes else "left"
     region = "lower lobe" if lobes == [3, 6] else None
-    return [Finding("Peribronchial thickening", side, region, 1, None, graded(wall, 3.3, 3.8))]
+    return [Finding("Peribronchial thickening", side, region, 1, None, graded(wall, 2.65, 3.1))]
 
 
 def _bronchiectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
@@ -331,7 +330,7 @@ def _bronchiectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
         for target in a.points_in_lobe(rng, LOBES[each], 6, 9):
             t = np.linspace(0.35, 1.05, 5)[:, None]
             tubes.append(hilum + (target - hilum) * t + np.sin(t * 9) * rng.normal(0, 2.5, 3))
-        for radius, value, bit in ((lumen + 2.4, 20, BIT["Bronchiectasis"]), (lumen, -985, None)):
+        for radius, value, bit in ((lumen + 1.9, 20, BIT["Bronchiectasis"]), (lumen, -985, None)):
             for tube in tubes:
                 if kind == "cylindrical":
                     c.line(tube, radius, value, bit, within=scene.lung)
@@ -422,7 +421,7 @@ def _coronary_calcification(scene: Scene, rng) -> list[Finding]:
 def _cardiomegaly(scene: Scene, rng) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     c.mark(EVERYWHERE, a.heart_depth(c.z, c.y, c.x) > 0, BIT["Cardiomegaly"])
-    return [Finding("Cardiomegaly", None, None, 1, None, graded(a.ratio, 0.60, 0.64))]
+    return [Finding("Cardiomegaly", None, None, 1, None, graded(a.ratio, 0.59, 0.62))]
 
 
 def _medical_material(scene: Scene, rng) -> list[Finding]:
