@@ -74,18 +74,19 @@ def _planes(volume: Volume) -> list[_Plane]:
     """Choose axial levels spread over the body, and the coronal and sagittal plane through its centre."""
     array = volume.array
     mm_z, mm_y, mm_x = (float(mm) for mm in volume.spacing)
-    rows = [_body_range(array, axis) for axis in range(3)]
-    first, last = rows[0]
-    levels = np.linspace(first, last, NUM_AXIAL + 2)[1:-1].round().astype(int)
-    y, x = ((low + high) // 2 for low, high in rows[1:])
+    (bottom, top), (back, front), (left, right) = (_body_range(array, axis) for axis in range(3))
+    body_y, body_x = slice(back, front + 1), slice(left, right + 1)
+    levels = np.linspace(top, bottom, NUM_AXIAL + 2)[1:-1].round().astype(int)
+    y, x = (back + front) // 2, (left + right) // 2
     # RAS: index 0 is inferior, posterior, left. The patient's right and front go to the left and top of the picture.
-    planes = [
-        _Plane(array[z, ::-1, ::-1], (mm_y, mm_x), _position(volume, 2, z), "R", "L")
-        for z in reversed(levels)
+    return [
+        *(
+            _Plane(array[z, body_y, body_x][::-1, ::-1], (mm_y, mm_x), _position(volume, 2, z), "R", "L")
+            for z in levels
+        ),
+        _Plane(array[:, y, body_x][::-1, ::-1], (mm_z, mm_x), _position(volume, 1, y), "R", "L"),
+        _Plane(array[:, body_y, x][::-1, ::-1], (mm_z, mm_y), _position(volume, 0, x), "A", "P"),
     ]
-    planes.append(_Plane(array[::-1, y, ::-1], (mm_z, mm_x), _position(volume, 1, y), "R", "L"))
-    planes.append(_Plane(array[::-1, ::-1, x], (mm_z, mm_y), _position(volume, 0, x), "A", "P"))
-    return planes
 
 
 def _body_range(array: np.ndarray, axis: int) -> tuple[int, int]:
