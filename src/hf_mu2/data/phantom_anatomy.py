@@ -173,7 +173,7 @@ class Anatomy:
         self.female = rng.random() < 0.5
         self.breast = u(18, 62) if self.female else (u(5, 14) if rng.random() < 0.15 else 0.0)
         self.gland = u(0.1, 0.9)
-        self.lung_hu, self.gradient_hu, self.texture_hu = u(-885, -785), u(10, 65), u(10, 28)
+        self.lung_hu, self.gradient_hu, self.texture_hu = u(-885, -785), u(10, 65), u(8, 42)
         self.contrast_hu = u(70, 190) if rng.random() < 0.35 else 0.0
         self.blood_hu, self.liver_hu, self.bone_hu = u(34, 52) + self.contrast_hu, u(15, 68), u(110, 260)
         self.muscle_hu, self.fat_hu = u(44, 62), u(-112, -90)

@@ -20,6 +20,14 @@ class Scene:
     airways: dict[int, list[np.ndarray]]
     scale: float = 1.0  # easy phantoms have larger findings
 
+    def fill_lung(self, region, share: np.ndarray, hu: float, bit: int) -> None:
+        """Replace a share of each voxel, taken from its lung part, so that no dark line of lung stays along the wall."""
+        share = share * self.lung[region]
+        view = self.canvas.hu[region]
+        filled = np.minimum(view + share * np.float32(hu - self.anatomy.lung_hu), np.maximum(view, np.float32(hu + 15)))
+        view[...] = np.where(view > hu, view + share * (hu - view), filled)
+        self.canvas.mark(region, share > 0.5, bit)
+
 
 def render_chest(anatomy: Anatomy, canvas: Canvas) -> Scene:
     """Paint the chest of a patient without findings."""
@@ -62,6 +70,16 @@ def _soft_tissue(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
             for _ in range(7):  # glandular tissue
                 offset = rng.normal(0, 0.28, 3) * reach + (0, 0.25 * a.breast, 0)
                 c.ball(center + offset, reach * rng.uniform(0.1, 0.32, 3) * (0.5 + a.gland), -30 + 70 * a.gland)
+    rng = stream(a.seed, "clothes")
+    if rng.random() < 0.35:  # metal outside the body: buttons, a zip, coins in a pocket, underwires
+        front = a.center_y + a.half_depth + (a.muscle + a.fat + 11) * 0.92 + 3
+        if a.breast > 25:
+            t = np.linspace(0.15, np.pi - 0.15, 7)
+            for side in (1, -1):
+                wire = [(side * 0.55 * a.half_width + 44 * np.cos(s), front + 8 * np.sin(s), -62 - 42 * np.sin(s)) for s in t]
+                c.line(wire, 1.5, 2400)
+        for k in range(rng.integers(1, 7)):
+            c.ball((rng.normal(0, 4), front + 2, 40 - 28 * k), (4.5, 2.5, 4.5), rng.uniform(1500, 2900))
     if a.arms_down:
         for side in (1, -1):
             width = a.half_width + a.muscle + a.fat + 50

@@ -107,8 +107,8 @@ def _pleural_effusion(scene: Scene, rng) -> list[Finding]:
         level = back + thickness[side] * share_z
         meniscus = 0.45 * thickness[side] * np.exp(-np.clip(scene.cavity, 0, None) / 9) * np.clip(share_z * 3, 0, 1)
         depth = np.minimum(level + meniscus - c.y, sign * c.x)
-        share = c.occupancy(depth) * scene.lung
-        c.paint(EVERYWHERE, share, rng.uniform(2, 16), BIT["Pleural effusion"])
+        share = c.occupancy(depth)
+        scene.fill_lung(EVERYWHERE, share, rng.uniform(2, 16), BIT["Pleural effusion"])
         scene.lung *= 1 - share
         # compressed lung along the fluid
         c.paint(EVERYWHERE, scene.lung * np.clip(1 + depth / 9, 0, 1) * (depth < 0), -120)
@@ -216,7 +216,7 @@ def _septal(scene: Scene, rng) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     side = "bilateral" if rng.random() < 0.7 else _pick_side(rng)
     border = np.float32(7) * c.noise_field(rng, 24)
-    where = (scene.lung > 0.3) & (scene.lung_depth < 26 + border) & (c.z + 2 * border < rng.uniform(10, 60))
+    where = (scene.lung > 0.3) & (scene.lung_depth < 19 + border) & (c.z + 2 * border < rng.uniform(10, 60))
     if side != "bilateral":
         where &= (c.x > 0) == (side == "right")
     flat = np.flatnonzero(where)
@@ -235,7 +235,7 @@ def _septal(scene: Scene, rng) -> list[Finding]:
         distance += (k + seed_point[:, 2] - points[2]) ** 2
         second = np.minimum(second, np.maximum(first, distance))
         first = np.minimum(first, distance)
-    thickness = rng.uniform(1.4, 2.2) * scene.scale
+    thickness = rng.uniform(1.3, 2.0) * scene.scale
     to_wall = (np.sqrt(second) - np.sqrt(first)) * np.float32(cell / 2)
     drawn = max(thickness, 0.7 * c.edge)
     share = np.clip((drawn / 2 - to_wall) / (0.5 * c.edge) + 0.5, 0, 1) * (thickness / drawn)
@@ -243,7 +243,7 @@ def _septal(scene: Scene, rng) -> list[Finding]:
     hu, masks = c.hu.reshape(-1), c.masks.reshape(-1)
     hu[flat] += share * (-40 - hu[flat]) * (hu[flat] < -100)
     masks[flat[share > 0.45 * share.max()]] |= np.uint32(1 << BIT["Interlobular septal thickening"])
-    return [Finding("Interlobular septal thickening", side, None, 1, None, graded(thickness, 1.7, 1.95))]
+    return [Finding("Interlobular septal thickening", side, None, 1, None, graded(thickness, 1.55, 1.78))]
 
 
 def _atelectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
@@ -270,13 +270,13 @@ def _atelectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
         depth = np.minimum((14 - along) * 0.55 - across * 0.9 + bow, along + 40)
         depth = np.minimum(depth, size * 0.62 - distance + rough)
     else:  # a plate through the pleura
-        normal = np.array([0.25, 0.35, 1.0]) + rng.normal(0, 0.22, 3)
+        normal = np.array([0.45, 0.55, 0.8]) * rng.choice([-1, 1], 3) + rng.normal(0, 0.2, 3)
         normal = (normal - inward * (normal @ inward)).astype(np.float32)
         normal /= np.linalg.norm(normal)
         plane = dx * normal[0] + dy * normal[1] + dz * normal[2]
         depth = np.minimum(thickness / 2 - np.abs(plane + bow), size / 2 - distance + rough)
     same = scene.lobe[box] == LOBES[site]
-    c.paint(box, c.occupancy(depth) * scene.lung[box] * same, 35, BIT["Atelectasis"])
+    scene.fill_lung(box, c.occupancy(depth) * same, 35, BIT["Atelectasis"])
     kind = "subsegmental" if wedge else "linear"
     return [Finding("Atelectasis", side, region, 1, None, None, kind)]
 
@@ -288,10 +288,10 @@ def _consolidation(scene: Scene, rng, site: Lobe) -> list[Finding]:
     (point,) = a.points_in_lobe(rng, LOBES[site], 1, 17)
     outward = (point - a.hilum(side)) / np.linalg.norm(point - a.hilum(side))
     box, depth = _blob(scene, rng, point + outward * 6, radius * np.array([1, 1, 0.9]), 0.22)
-    share = np.clip(depth / 5 + 0.5, 0, 1) * scene.lung[box] * (scene.lobe[box] == LOBES[site])
+    share = np.clip(depth / 5 + 0.5, 0, 1) * (scene.lobe[box] == LOBES[site])
     halo = np.clip(depth / 14 + 0.9, 0, 1) * scene.lung[box] * 0.25
     c.paint(box, halo, -350)
-    c.paint(box, share, rng.uniform(25, 50), BIT["Consolidation"])
+    scene.fill_lung(box, share, rng.uniform(25, 50), BIT["Consolidation"])
     solid = np.zeros(c.shape, np.float32)
     solid[box] = np.clip((depth - 4) / 4, 0, 1) * scene.lung[box]
     start = point - outward * radius * 0.85
