@@ -177,7 +177,7 @@ def _read_stream(
     stream.seek(0)
     if head.startswith(_LFS):
         raise VolumeError(
-            f"A volume must be the file itself, `{name}` is a git-LFS pointer. Fetch the content with `git lfs pull` or "
+            f"A volume must be the file itself, `{name}` is a git-LFS pointer. Fetch the content: `git lfs pull` or "
             "`hf download`."
         )
     for magic, kind in _PICTURES.items():
