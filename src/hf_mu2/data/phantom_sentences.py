@@ -184,7 +184,7 @@ POSITIVES: dict[str, tuple[str, ...]] = {
         "[{severity} ][{kind} ]thickening of the interlobular septa[ {place}].",
         "The interlobular septa are [{severity}ly ]thickened[ {place}].",
         "[{severity} ][{kind} ]septal thickening[ {place}].",
-        "[{severity} ][{kind} ]thickened interlobular septa[ {place}].",
+        "[{severity}ly ]thickened interlobular septa[, {kind},][ {place}].",
     ),
 }
 

@@ -102,10 +102,9 @@ RULES: tuple[Rule, ...] = (
         mention=(
             r"\bcardiomegal\w*",
             r"\b(?:heart|cardiac|cardiothoracic|cardio-thoracic|ctr|cti)\b(?! (?:valve|cavit|pacemaker))"
-            r"[^.;?]{0,50}?\b(?:enlarg\w+|increas\w+|larger|large)\b",
+            r"(?:(?!pericard|normal|natural)[^.;?]){0,50}?\b(?:enlarg\w+|increas\w+|larger|large)\b",
             r"\b(?:enlarg\w+|increas\w+) (?:in |of )?(?:the )?(?:heart|cardi\w+)",
         ),
-        forbid=(r"pericard",),
     ),
     Rule(
         "Pericardial effusion",
@@ -138,7 +137,9 @@ RULES: tuple[Rule, ...] = (
             r"\blymph adenopath\w+",
             r"\blymphadenomegal\w*",
         ),
-        forbid=(r"intrapulmonary|subpleural|fissur|intramam|subcutan|spleen hilum|is suboptimal",),
+        forbid=(
+            r"intrapulmonary|intraparenchymal|subpleural|fissur|intramam|subcutan|spleen hilum|is suboptimal",
+        ),
     ),
     Rule(
         "Emphysema",
@@ -176,6 +177,7 @@ RULES: tuple[Rule, ...] = (
             r"\blinear (?:(?!pleuro|sequel|fibro)\w+ ){0,3}densit\w+",
             r"\bdensit(?:y|ies)(?: increases?)? (?:consistent|compatible) with (?:\w+ ){0,3}atelec\w+",
             r"\b(?:alveolar|subpleural) densit\w+",
+            r"\bnodular density increases?\b",
         ),
     ),
     Rule(
@@ -213,7 +215,7 @@ RULES: tuple[Rule, ...] = (
         mention=(
             r"\bperi-?bronch\w*(?:[\s,-]+(?!and|lymph|ground|nodul|interlob)[a-z]+){0,4}?[\s-]+(?:thick\w+|cuffing)",
             r"\bperi-?bronch\w*[\s-]+(?:\w+ )?densit\w+",
-            r"\bthick\w+[^.;?]{0,80}?\bperi-?bronch\w+(?! (?:lymph|buds?|distrib))",
+            r"\bthick\w+(?:(?!ground)[^.;?]){0,80}?\bperi-?bronch\w+(?! (?:lymph|buds?|distrib))",
             r"\bthick\w+ around (?:the )?bronchial structures",
             r"\bincreased peribron\w+",
         ),
@@ -236,8 +238,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "Interlobular septal thickening",
         mention=(
-            r"\bsept(?:al|a|um|ae)\b[^.;?]{0,40}?\b(?:thick\w+|clarif\w+)",
-            r"\bthick\w+[^.;?]{0,50}?\bsept(?:a|al|um|ae)\b",
+            r"\b(?:inter|intra)?sept(?:al|a|um|ae)\b[^.;?]{0,40}?\b(?:thick\w+|clarif\w+)",
+            r"\b(?:thick\w+|prominence)\b[^.;?]{0,50}?\bsept(?:a|al|um|ae)\b",
             r"\binter-?lobular thick\w+",
         ),
         forbid=(r"interatrial|nasal|interventric",),
@@ -249,7 +251,7 @@ CLAUSE_BREAK: Patterns = (
     r"\b(?:but|however|although|though|whereas|except|apart from|other than|aside from)\b",
     r";",
     r",\s*(?:and\s+)?(?=(?:there|it|a|an|mild|mildly|moderate|severe|minimal|small|large|trace|multiple|few|several|"
-    r"stable|slight|millimetric|nonspecific|unchanged|status)\b)",
+    r"stable|slight|millimetric|nonspecific|unchanged|status|fusiform|dilat\w+|aneurysm\w+|ectasia|ather\w+|calcif\w+)\b)",
 )
 # Nor across these, if what is before them is a whole statement and what follows has a verb.
 CLAUSE_JOIN: Patterns = (r",", r"\band\b")
@@ -280,7 +282,9 @@ NEGATION_AFTER: Patterns = (
     r"\b(?:not|never|no longer) (?:\w+ ){0,2}?(?:detected|observed|seen|present|identified|noted|found|visuali[sz]ed|evident|"
     r"appreciated|encountered|demonstrated|distinguished|available|enlarged|selected|dilated|thickened|increased)\b"
     r"(?! in (?:the |his |her )?(?:previous|prior|old|earlier))",
-    r"\b(?:is|are|was|were) (?:absent|negative|excluded|ruled out|resolved|removed)\b",
+    r"\babsent\b",
+    r"\b(?:is|are|was|were) (?:negative|excluded|ruled out|resolved|removed)\b",
+    r"\bbeen removed\b",
     r"\b(?:has|have) (?:\w+ )?(?:resolved|disappeared|regressed completely|completely regressed|cleared)\b",
     r"\b(?:completely|totally) (?:regressed|resolved|disappeared)\b",
     r"\bdisappear\w*",
