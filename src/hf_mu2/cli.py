@@ -1,4 +1,4 @@
-"""The command line, `hf-mu2`. Exit codes: 0 done, 1 failed, 2 bad input. Results on stdout, everything else on stderr.
+"""The command line, `hf-mu2`. Exit codes: 0 done, 1 failed, 2 bad input. Results on stdout, the rest on stderr.
 
 Heavy imports live inside the commands, so that `hf-mu2 --help` stays as quick as importing the package.
 """
@@ -43,7 +43,10 @@ class View(StrEnum):
 
 @app.command()
 def info(as_json: AsJson = False) -> None:
-    """Show versions, devices, installed extras and the embedded checkpoint."""
+    """Show versions, devices and extras.
+
+    Names the embedded checkpoint too.
+    """
     from hf_mu2.reporting.environment import describe_environment
 
     facts = describe_environment()
@@ -69,7 +72,10 @@ def init(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Assemble a starting checkpoint from a language model and a vision tower."""
+    """Assemble a starting checkpoint.
+
+    From any causal language model and a vision tower, ready to train.
+    """
     from hf_mu2.hub.assemble import assemble
 
     assemble(language_model, output, preset=preset, vision_tower=vision_tower)
@@ -82,7 +88,10 @@ def convert(
     output: Annotated[Path, typer.Argument(help="Folder of the converted checkpoint.")],
     as_json: AsJson = False,
 ) -> None:
-    """Convert an official mu2 checkpoint or an M3D-CLIP vision tower, every key accounted for."""
+    """Convert official weights.
+
+    An official mu2 checkpoint or an M3D-CLIP vision tower, every key accounted for.
+    """
     from hf_mu2.hub.convert import convert_checkpoint
 
     convert_checkpoint(source, output)
@@ -99,7 +108,10 @@ def phantom(
     num_workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Write synthetic chest CT with reports, as a folder that `load_dataset` and TRL open."""
+    """Write synthetic chest CT with reports.
+
+    As a folder that `load_dataset` and TRL open.
+    """
     from hf_mu2.data.phantom import write_phantoms
 
     folder = write_phantoms(out, n, seed, view=view.value, split=split, num_workers=num_workers)
@@ -123,7 +135,10 @@ def report(
     max_new_tokens: MaxNewTokens = 512,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a volume, or of every volume in a folder."""
+    """Write the report of a volume or folder.
+
+    On stdout; with --out also as files, with a picture and the record of the run.
+    """
     from hf_mu2.reporting.inference import load_reader
     from hf_mu2.reporting.report import Request, find_volumes, name_of, report_volume, write_report
 
@@ -171,7 +186,10 @@ def predict(
     max_new_tokens: MaxNewTokens = 512,
     as_json: AsJson = False,
 ) -> None:
-    """Generate a candidate report for every study of a dataset; also `accelerate launch -m hf_mu2.cli predict ...`."""
+    """Generate a report for every study.
+
+    Greedy, batched and resumable. On several processes: accelerate launch -m hf_mu2.cli predict ...
+    """
     from accelerate import PartialState
 
     from hf_mu2.reporting.inference import load_reader
@@ -204,7 +222,10 @@ def embed(
     batch_size: BatchSize = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Write one vector per study: the mean of its visual tokens under the question."""
+    """Write one vector per study.
+
+    The mean of its visual tokens under the question.
+    """
     from hf_mu2.reporting.embed import embed as run_embed
     from hf_mu2.reporting.inference import load_reader
     from hf_mu2.reporting.studies import open_studies
