@@ -340,6 +340,8 @@ class Anatomy:
         z = rng.uniform(-150, self.apex, 1500)
         points = np.stack([x, y, z], 1)
         score = np.minimum(self.lung_depth(z, y, x), margin_mm) - 1000.0 * (self.lobe(z, y, x) != number)
+        for dz, dy in ((margin_mm, 0), (-margin_mm, 0), (0, margin_mm), (0, -margin_mm)):  # away from the fissures
+            score = score - 4.0 * (self.lobe(z + dz, y + dy, x) != number)
         if accept is not None:
             score = score - 500.0 * ~accept(points)
         return points[np.argsort(-score, kind="stable")[:count]]

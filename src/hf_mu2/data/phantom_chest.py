@@ -22,10 +22,11 @@ class Scene:
 
     def fill_lung(self, region, share: np.ndarray, hu: float, bit: int) -> None:
         """Replace a share of each voxel, taken from its lung part, so that no dark line of lung stays along the wall."""
-        share = share * self.lung[region]
+        lung = self.lung[region]
+        share = share * lung
         view = self.canvas.hu[region]
-        filled = np.minimum(view + share * np.float32(hu - self.anatomy.lung_hu), np.maximum(view, np.float32(hu + 15)))
-        view[...] = np.where(view > hu, view + share * (hu - view), filled)
+        filled = np.minimum(view + share * np.float32(hu - self.anatomy.lung_hu), np.maximum(view, np.float32(hu)))
+        view[...] = np.where((view > hu) | (lung > 0.9), view + share * (hu - view), filled)
         self.canvas.mark(region, share > 0.5, bit)
 
 

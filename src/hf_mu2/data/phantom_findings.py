@@ -167,9 +167,10 @@ def _opacity(scene: Scene, rng, site: Lobe) -> list[Finding]:
     sites = [site]
     if rng.random() < 0.4:
         sites.append(("left" if site[0] == "right" else "right", "lower lobe"))
-    largest = 0.0
+    largest, total = 0.0, 0
     for side, region in sites:
         count = int(rng.integers(1, 3))
+        total += count
         for point in a.points_in_lobe(rng, LOBES[side, region], count, 8):
             radius = rng.uniform(16, 34) * scene.scale
             largest = max(largest, 2 * radius)
@@ -181,7 +182,7 @@ def _opacity(scene: Scene, rng, site: Lobe) -> list[Finding]:
             c.paint(box, share * (c.hu[box] < -400), lifted, BIT["Lung opacity"])
     side = site[0] if len(sites) == 1 else "bilateral"
     region = site[1] if len(sites) == 1 else None
-    return [Finding("Lung opacity", side, region, len(sites), float(round(largest)), None)]
+    return [Finding("Lung opacity", side, region, total, float(round(largest)), None)]
 
 
 def _fibrosis(scene: Scene, rng, site: Lobe) -> list[Finding]:
@@ -208,7 +209,7 @@ def _fibrosis(scene: Scene, rng, site: Lobe) -> list[Finding]:
         cap = np.minimum(4.5 - scene.lung_depth[box], near)
         c.paint(box, c.occupancy(cap) * scene.lung[box], 20, BIT["Pulmonary fibrotic sequela"])
     side = side if len(sites) == 1 else "bilateral"
-    return [Finding("Pulmonary fibrotic sequela", side, region, len(sites), None, None, "apical" if apical else "basal")]
+    return [Finding("Pulmonary fibrotic sequela", side, region, 1, None, None, "apical" if apical else "basal")]
 
 
 def _septal(scene: Scene, rng) -> list[Finding]:
@@ -372,14 +373,14 @@ def _lymph_nodes(scene: Scene, rng) -> list[Finding]:
         stations = [(19, -2, 34), (15, 2, 54), (-20, 6, 14), (0, -20, -18), (4, 30, 34)]
     elif region == "hilar":
         hilum = a.hilum(side)
-        stations = [hilum + (sign * 9, 8, 6), hilum + (sign * 8, -6, -12), hilum + (sign * 6, 14, -14)]
+        stations = [hilum + (sign * 2, 9, 8), hilum + (sign * 4, -8, -8), hilum + (sign * 1, 12, -14)]
     else:
         x = sign * (a.half_width + 0.5 * a.muscle - 6)
         stations = [(x, a.center_y + dy, 62 + dz) for dy, dz in ((0, 0), (17, 10), (-16, -10))]
     count = int(rng.integers(1, len(stations) + 1))
     largest = 0.0
     for index in rng.permutation(len(stations))[:count]:
-        short = rng.uniform(13, 25) * scene.scale
+        short = rng.uniform(16 if region == "hilar" else 13, 25) * scene.scale
         largest = max(largest, short)
         c.ball(stations[index], np.array([1.0, 1.0, 1.15]) * short / 2, rng.uniform(38, 60), BIT["Lymphadenopathy"])
     return [Finding("Lymphadenopathy", side, region, count, float(round(largest)), None)]
@@ -415,7 +416,7 @@ def _coronary_calcification(scene: Scene, rng) -> list[Finding]:
         for start in rng.uniform(0.08, 0.7, int(rng.integers(2, 4))):
             course = a.coronary(name, np.linspace(start, start + rng.uniform(0.12, 0.22), 4))
             c.line(course, rng.uniform(1.9, 2.7) * scene.scale, rng.uniform(700, 1200), BIT["Coronary artery wall calcification"])
-    return [Finding("Coronary artery wall calcification", None, None, len(names), None, graded(amount, 0.34, 0.67))]
+    return [Finding("Coronary artery wall calcification", None, None, 1, None, graded(amount, 0.34, 0.67))]
 
 
 def _cardiomegaly(scene: Scene, rng) -> list[Finding]:
