@@ -95,6 +95,7 @@ def test_denied_and_foreign_findings_get_no_label(sentence):
         ("No active infiltration was seen and there is emphysema.", {"Emphysema"}),
         ("No evidence of bronchiectasis; mild emphysema is present.", {"Emphysema"}),
         ("Stable cardiomegaly without pericardial effusion.", {"Cardiomegaly"}),
+        ("Pulmonary nodule, hepatic cysts and aortic calcification.", {"Lung nodule", LABELS[1]}),
         ("Dilatation of the aorta, calcified plaques in the coronary arteries.", {LABELS[4]}),
     ],
 )

@@ -25,12 +25,14 @@ class Rule:
         mention (`tuple[str, ...]`): What counts as a mention; matched within a sentence.
         require (`tuple[str, ...]`): One of these must occur in the clause of the mention, if any are given.
         forbid (`tuple[str, ...]`): None of these may occur in the clause of the mention.
+        forbid_in_item (`tuple[str, ...]`): None of these may occur between the commas or "and"s around the mention.
     """
 
     label: str
     mention: Patterns
     require: Patterns = ()
     forbid: Patterns = ()
+    forbid_in_item: Patterns = ()
 
 
 # What may stand between "pleural" or "pericardial" and "effusion".
@@ -95,7 +97,7 @@ RULES: tuple[Rule, ...] = (
             r"(?<!coronary )(?<!descending )(?<!circumflex )(?<!coronary, )\barter(?:y|ies|ial)\b(?<!coronary artery)",
             rf"^(?!.*(?:{_CORONARY})).*(?:ath?ero|wall calcif)",
         ),
-        forbid=(_NO_VESSEL_WALL,),
+        forbid_in_item=(_NO_VESSEL_WALL,),
     ),
     Rule(
         "Cardiomegaly",
@@ -137,14 +139,14 @@ RULES: tuple[Rule, ...] = (
             r"\blymph adenopath\w+",
             r"\blymphadenomegal\w*",
         ),
-        forbid=(
+        forbid_in_item=(
             r"intrapulmonary|intraparenchymal|subpleural|fissur|intramam|subcutan|spleen hilum|is suboptimal",
         ),
     ),
     Rule(
         "Emphysema",
         mention=(r"\b\w*emphy?[sz]e\w+", r"\bbull(?:a|ae|as|ous)\b", r"\bblebs?\b"),
-        forbid=(r"subcutan|skin|axilla|pectoral|soft tissue|fatty planes|muscle",),
+        forbid_in_item=(r"subcutan|skin|axilla|pectoral|soft tissue|fatty planes|muscle",),
     ),
     Rule(
         "Atelectasis",
@@ -152,7 +154,7 @@ RULES: tuple[Rule, ...] = (
             r"(?<!fibro )(?<!fibro-)(?<!fibrotic )\bat[el]{1,4}[a-z]*t(?:a|i)\w+",
             r"\bcollaps\w+",
         ),
-        forbid=(r"vertebra|fractur|\bvena\b|\bvein|trachea|esophag",),
+        forbid_in_item=(r"vertebra|fractur|\bvena\b|\bvein|trachea|esophag",),
     ),
     Rule(
         "Lung nodule",
@@ -160,7 +162,7 @@ RULES: tuple[Rule, ...] = (
             r"(?<!lymph )(?<!lymph-)\b(?:micro|macro)?nodules?\b",
             r"\bnodular lesions?\b",
         ),
-        forbid=(
+        forbid_in_item=(
             r"thyroid|liver|hepatic|adrenal|breast|kidney|renal|spleen|pancrea|skin|subcutan|mesenter|oment|periton|"
             r"schmorl|hypodense|axilla|adipose|fatty|(?<!sub)pleural nodul|in the pleura",
         ),
@@ -191,7 +193,7 @@ RULES: tuple[Rule, ...] = (
             r"\bscar(?:s|red|ring)?\b",
             r"\bpleuroparenchymal recess\w+",
         ),
-        forbid=(
+        forbid_in_item=(
             r"kidney|renal|fractur|\bbones?\b|\bribs?\b|vertebra|breast|liver|hepatic|spleen|splenic|postoperative sequel|"
             r"lymph node",
         ),
@@ -219,7 +221,7 @@ RULES: tuple[Rule, ...] = (
             r"\bthick\w+ around (?:the )?bronchial structures",
             r"\bincreased peribron\w+",
         ),
-        forbid=(r"lymph",),
+        forbid_in_item=(r"lymph",),
     ),
     Rule("Consolidation", mention=(r"\bconsolidat\w*",)),
     Rule(

@@ -53,8 +53,12 @@ def find_labels(report: str) -> list[Evidence]:
                 clauses = clauses or _clauses(sentence)
                 first, last = next(clause for clause in clauses if mention.start() < clause[1])
                 clause = sentence[first : max(last, mention.end())]
-                if (rule.require and not rule.require.search(clause)) or (
-                    rule.forbid and rule.forbid.search(clause)
+                if rule.require and not rule.require.search(clause):
+                    continue
+                if rule.forbid and rule.forbid.search(clause):
+                    continue
+                if rule.forbid_in_item and rule.forbid_in_item.search(
+                    sentence, *_item(sentence, *mention.span())
                 ):
                     continue
                 status = _status(clause, mention.start() - first, mention.end() - first)
@@ -108,6 +112,7 @@ class _CompiledRule:
     mention: re.Pattern[str]
     require: re.Pattern[str] | None
     forbid: re.Pattern[str] | None
+    forbid_in_item: re.Pattern[str] | None
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ def _compiled() -> _Compiled:
                 _any(rule.mention),
                 _any(rule.require) if rule.require else None,
                 _any(rule.forbid) if rule.forbid else None,
+                _any(rule.forbid_in_item) if rule.forbid_in_item else None,
             )
             for rule in rules.RULES
         ),
@@ -183,6 +189,13 @@ def _clauses(sentence: str) -> list[tuple[int, int]]:
             clauses.append((start, mark))
             start = mark
     return [*clauses, (start, len(sentence))]
+
+
+def _item(sentence: str, start: int, end: int) -> tuple[int, int]:
+    """Return the item of an enumeration that holds a mention."""
+    bounds = [match.span() for match in _compiled().clause_join.finditer(sentence)]
+    first = max((bound[1] for bound in bounds if bound[1] <= start), default=0)
+    return first, min((bound[0] for bound in bounds if bound[0] >= end), default=len(sentence))
 
 
 def _status(clause: str, start: int, end: int) -> Status:
