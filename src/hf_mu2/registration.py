@@ -1,45 +1,91 @@
 """Register mu2 with the Auto classes of transformers without importing its models.
 
-The configurations are registered with the public calls. Model and processor classes would cost half as much again as
-`import torch; from transformers import AutoModel`, so they are imported when an Auto class first asks for them: the
-registered values of a `_LazyAutoMapping` live in its dictionary `_extra_content`, and ours resolves our entries.
+The configurations are registered with the public calls. Importing the model and processor classes would cost half as
+much again as `import torch; from transformers import AutoModel`, so both wait: a registered class is imported when an
+Auto class first asks for it (the registered values of a `_LazyAutoMapping` live in its dictionary `_extra_content`, and
+ours resolves our entries), and the processor mappings, which are expensive modules themselves, are filled when they are
+imported.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
-from transformers import AutoConfig, AutoModel
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+)
 
 from .model.configuration_mu2 import Mu2Config, Mu2TokenizerConfig, Mu2VisionConfig
 
 
-class _Entries(dict):
-    """A dictionary whose values may be loaders, called once, when the value is first read."""
+class _Loader:
+    """A value that is imported when it is first read."""
 
+    def __init__(self, load: Callable[[], Any]):
+        self.load = load
+
+
+class _Entries(dict[Any, Any]):
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
         if isinstance(value, _Loader):
             value = self[key] = value.load()
         return value
 
-    def values(self):
+    def values(self) -> list[Any]:  # type: ignore[override]
         return [self[key] for key in self]
 
-    def items(self):
+    def items(self) -> list[tuple[Any, Any]]:  # type: ignore[override]
         return [(key, self[key]) for key in self]
 
 
-class _Loader:
-    def __init__(self, load: Callable[[], Any]):
-        self.load = load
+class _AfterImport:
+    """An import hook that calls a function once the module of that name has run."""
+
+    def __init__(self, name: str, call: Callable[[ModuleType], None]):
+        self.name, self.call = name, call
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_call(module: ModuleType) -> None:
+                execute(module)
+                self.call(module)
+
+            spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
+        return spec
 
 
-def _class(module: str, name: str) -> _Loader:
-    return _Loader(lambda: getattr(import_module(f".model.{module}", __package__), name))
+def _after_import(name: str, call: Callable[[ModuleType], None]) -> None:
+    if name in sys.modules:
+        call(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _AfterImport(name, call))
+
+
+def _own(module: str, name: str) -> Any:
+    return getattr(import_module(f".model.{module}", __package__), name)
+
+
+def _add(mapping: Any, config: type, load: Callable[[], Any]) -> None:
+    if not isinstance(mapping._extra_content, _Entries):
+        mapping._extra_content = _Entries(mapping._extra_content)
+    mapping.register(config, _Loader(load), exist_ok=True)
 
 
 def register() -> None:
@@ -47,24 +93,26 @@ def register() -> None:
     for config in (Mu2Config, Mu2VisionConfig, Mu2TokenizerConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
 
-    generation = _class("modeling_mu2", "Mu2ForConditionalGeneration")
-    image_processor = _Loader(
-        lambda: {"pil": import_module(".model.image_processing_mu2", __package__).Mu2ImageProcessor}
+    models = AutoModel._model_mapping
+    _add(models, Mu2Config, lambda: _own("modeling_mu2", "Mu2Model"))
+    _add(models, Mu2VisionConfig, lambda: _own("modeling_mu2_vision", "Mu2VisionModel"))
+    _add(models, Mu2TokenizerConfig, lambda: _own("modeling_mu2_tokenizer", "Mu2Tokenizer"))
+    for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        _add(auto_class._model_mapping, Mu2Config, lambda: _own("modeling_mu2", "Mu2ForConditionalGeneration"))
+
+    auto = "transformers.models.auto"
+    _after_import(
+        f"{auto}.processing_auto",
+        lambda module: _add(module.PROCESSOR_MAPPING, Mu2Config, lambda: _own("processing_mu2", "Mu2Processor")),
     )
-    entries = [
-        (AutoModel._model_mapping, Mu2Config, _class("modeling_mu2", "Mu2Model")),
-        (AutoModel._model_mapping, Mu2VisionConfig, _class("modeling_mu2_vision", "Mu2VisionModel")),
-        (AutoModel._model_mapping, Mu2TokenizerConfig, _class("modeling_mu2_tokenizer", "Mu2Tokenizer")),
-        (AutoModelForCausalLM._model_mapping, Mu2Config, generation),
-        (AutoModelForImageTextToText._model_mapping, Mu2Config, generation),
-        (AutoModelForMultimodalLM._model_mapping, Mu2Config, generation),
-        (PROCESSOR_MAPPING, Mu2Config, _class("processing_mu2", "Mu2Processor")),
-        (IMAGE_PROCESSOR_MAPPING, Mu2Config, image_processor),
-    ]
-    for mapping, config, loader in entries:
-        if not isinstance(mapping._extra_content, _Entries):
-            mapping._extra_content = _Entries(mapping._extra_content)
-        mapping.register(config, loader, exist_ok=True)
+    _after_import(
+        f"{auto}.image_processing_auto",
+        lambda module: _add(
+            module.IMAGE_PROCESSOR_MAPPING,
+            Mu2Config,
+            lambda: {"pil": _own("image_processing_mu2", "Mu2ImageProcessor")},
+        ),
+    )
 
 
 __all__ = ["register"]
