@@ -1,0 +1,298 @@
+"""CT volumes to `pixel_values`: RAS order, spacing in mm, HU window, crop or pad, frames of K slices."""
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .official_transform_mu2 import official_frames
+from .resample_mu2 import Grid, plan_grid, resample
+from .volume_mu2 import Volume, guess_body_region, load_volume
+
+MAX_ROTATION_DEGREES = 7.0
+MAX_HU_SHIFT = 15.0
+MAX_NOISE_HU = 15.0
+
+
+class Mu2ImageProcessorKwargs(TypedDict, total=False):
+    """Fields of [`Mu2ImageProcessor`], saved with it; each may be overridden in a call."""
+
+    mode: str
+    spacing: Sequence[float]
+    size: dict[str, int]
+    num_slices: int
+    patch_depth: int
+    max_frames: int
+    intensity: str
+    windows: Sequence[Sequence[float]]
+    antialias: bool
+    array_spacing: Sequence[float] | None
+
+
+class Mu2ImageProcessor(BaseImageProcessor):
+    """Turn CT volumes into frames.
+
+    Args:
+        mode (`str`, defaults to `"default"`): `"official"` reproduces the published preprocessing for converted
+            weights: spacing, orientation and `intensity` are ignored and every frame counts as anatomy.
+        spacing (`Sequence[float]`, defaults to `(2.0, 1.5, 1.5)`): Target spacing (z, y, x) in mm.
+        size (`dict`, defaults to `{"height": 256, "width": 256}`): In-plane voxels; cropped or padded, never squeezed.
+        num_slices (`int`, defaults to 32): Slices K per frame.
+        patch_depth (`int`, defaults to 4): Slices per slab of the vision tower, the unit of the mask.
+        max_frames (`int`, defaults to 8): A volume that needs more is resampled in z to fit.
+        intensity (`str`, defaults to `"window"`): `"window"` maps each of `windows` to [0, 1]; `"percentile"` maps the
+            volume's percentiles 0.5 and 99.5, `"minmax"` its extremes.
+        windows (`Sequence`, defaults to `((-1000, 1000),)`): (low, high) in HU, one channel each.
+        antialias (`bool`, defaults to `True`): Triangle filter along axes that get coarser, else plain trilinear. It
+            averages what would be skipped: less noise, and the same anatomy from thin and thick reconstructions.
+        array_spacing (`Sequence[float]`, *optional*): Spacing (z, y, x) of bare arrays, which carry none. They are
+            refused without; prefer `load_volume(array, spacing=...)`.
+    """
+
+    model_input_names = ["pixel_values", "pixel_attention_mask"]
+    valid_kwargs = Mu2ImageProcessorKwargs
+
+    mode = "default"
+    spacing = (2.0, 1.5, 1.5)
+    size = {"height": 256, "width": 256}
+    num_slices = 32
+    patch_depth = 4
+    max_frames = 8
+    intensity = "window"
+    windows = ((-1000.0, 1000.0),)
+    antialias = True
+    array_spacing = None
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._set_attributes(**kwargs)
+        self._validate()
+
+    def _validate(self) -> None:
+        if self.mode not in ("default", "official"):
+            raise ValueError(f'`mode` is "default" or "official", got {self.mode!r}.')
+        if self.intensity not in ("window", "percentile", "minmax"):
+            raise ValueError(f'`intensity` is "window", "percentile" or "minmax", got {self.intensity!r}.')
+        if len(self.spacing) != 3 or min(self.spacing) <= 0:
+            raise ValueError(f"`spacing` is (z, y, x) in mm, three positive numbers, got {self.spacing}.")
+        if self.num_slices % self.patch_depth:
+            raise ValueError(
+                f"`num_slices` must be a multiple of `patch_depth`, got {self.num_slices} and {self.patch_depth}."
+            )
+        if not self.windows or any(len(window) != 2 or window[0] >= window[1] for window in self.windows):
+            raise ValueError(f"`windows` is a list of (low, high) in HU with low < high, got {self.windows}.")
+        if self.intensity != "window" and len(self.windows) > 1:
+            raise ValueError(
+                f"`intensity={self.intensity!r}` gives one channel, got {len(self.windows)} `windows`."
+            )
+        if self.mode == "official" and self.size.height != self.size.width:
+            raise ValueError(f"`mode='official'` needs a square `size`, got {dict(self.size)}.")
+
+    @property
+    def num_channels(self) -> int:
+        """Channels C of `pixel_values` per slice: one per window."""
+        return len(self.windows)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Return volumes as they came: they are opened here, not by Pillow."""
+        return image_url_or_urls
+
+    def load(self, source: Any) -> Volume:
+        """Load any source of `load_volume` the way this processor needs it."""
+        is_array = isinstance(source, (np.ndarray, torch.Tensor))
+        return load_volume(
+            source, spacing=self.array_spacing if is_array else None, clamp=self.mode != "official"
+        )
+
+    def grid(self, volume: Volume) -> Grid:
+        """Lay the grid of the default mode over a volume, without resampling."""
+        return plan_grid(
+            volume, self.spacing, (self.size.height, self.size.width), self.max_frames * self.num_slices
+        )
+
+    def resample(self, source: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Resample one volume: HU (depth, height, width) before windows and frames, and its affine to RAS mm.
+
+        The affine maps grid indices (x, y, z) = (width, height, depth), so what is computed on the grid can be saved as
+        NIfTI (transposed to x, y, z) or brought back to the original voxels.
+        """
+        if self.mode == "official":
+            raise ValueError(
+                "`resample` gives HU, `mode='official'` has none. Use a processor in default mode."
+            )
+        volume = self.load(source)
+        grid = self.grid(volume)
+        return resample(volume.array, grid, self.antialias), grid.affine(volume)
+
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        *,
+        augment: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+        study_ids: Sequence[int | str] | None = None,
+        return_provenance: bool = False,
+        **overrides: Any,
+    ) -> BatchFeature:
+        """Preprocess volumes into one batch.
+
+        Args:
+            images: One source of `load_volume`, a list, or nested lists (flattened in order). An object that appears
+                twice is processed once.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; numpy arrays by default.
+            augment (`bool`): Add noise, a HU shift and a small in-plane rotation; never a flip. Training only.
+            seed, epoch (`int`), study_ids (`Sequence`, *optional*): What the augmentation is drawn from, one id per
+                volume; the position in the batch stands in for missing ids.
+            return_provenance (`bool`): Add `provenance`, one dict per volume: source, what was done, body region, and
+                the grid with its affine.
+            overrides: Any field of the processor, for this call.
+
+        Returns:
+            `BatchFeature`: `pixel_values` (batch, frames, channels * slices, height, width), channel-major, and
+            `pixel_attention_mask` (batch, frames, slices / patch_depth), True where a slab holds anatomy. Shorter
+            volumes are padded with zeros.
+        """
+        if overrides:
+            return self._with(overrides).preprocess(
+                images,
+                return_tensors,
+                augment=augment,
+                seed=seed,
+                epoch=epoch,
+                study_ids=study_ids,
+                return_provenance=return_provenance,
+            )
+        sources = _flatten(images)
+        if not sources:
+            raise ValueError(
+                "`images` holds no volume. Pass at least one, or no `images` at all for text alone."
+            )
+        if study_ids is not None and len(study_ids) != len(sources):
+            raise ValueError(
+                f"`study_ids` names one study per volume, got {len(study_ids)} for {len(sources)}."
+            )
+        done: dict[Any, tuple[np.ndarray, np.ndarray, dict]] = {}
+        rows = []
+        for index, source in enumerate(sources):
+            key = source if isinstance(source, str) else id(source)
+            if key not in done:
+                study = index if study_ids is None else study_ids[index]
+                rng = np.random.default_rng([seed, epoch, _number(study)]) if augment else None
+                done[key] = self._process(source, rng, return_provenance)
+            rows.append(done[key])
+        features = BatchFeature(
+            {
+                "pixel_values": _stack([row[0] for row in rows]),
+                "pixel_attention_mask": _stack([row[1] for row in rows]),
+            },
+            tensor_type=return_tensors,
+        )
+        if return_provenance:
+            features["provenance"] = [row[2] for row in rows]
+        return features
+
+    def _with(self, overrides: dict[str, Any]) -> "Mu2ImageProcessor":
+        names = self.valid_kwargs.__annotations__
+        unknown = sorted(set(overrides) - set(names))
+        if unknown:
+            raise TypeError(
+                f"Unknown option {', '.join(unknown)}. The image processor takes {', '.join(names)}."
+            )
+        return type(self)(**{name: overrides.get(name, getattr(self, name)) for name in names})
+
+    def _process(
+        self, source: Any, rng: np.random.Generator | None, with_provenance: bool
+    ) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Return the frames, the slab mask and the provenance of one volume."""
+        volume = self.load(source)
+        provenance = {**volume.provenance, "mode": self.mode}
+        num_slices, slabs = self.num_slices, self.num_slices // self.patch_depth
+        if self.mode == "official":
+            pixels, affine = official_frames(volume, self.size.height, self.max_frames, num_slices)
+            mask = np.ones((self.max_frames, slabs), bool)  # the published model knows no padding
+            depth = self.max_frames * num_slices
+        else:
+            grid = self.grid(volume)
+            depth, affine = grid.shape[0], grid.affine(volume)
+            num_frames = math.ceil(depth / num_slices)
+            hu = np.empty((self.num_channels, num_frames * num_slices, *grid.shape[1:]), np.float32)
+            hu[:, depth:] = 0
+            resample(volume.array, grid, self.antialias, out=hu[0, :depth])
+            if rng is not None:
+                provenance["augmentation"] = _augment(hu[0, :depth], self.spacing, rng)
+            windows = self._windows(hu[0, :depth])
+            for channel in reversed(range(self.num_channels)):  # the first, which holds the HU, last
+                _apply_window(hu[0, :depth], *windows[channel], out=hu[channel, :depth])
+            pixels = hu.reshape(self.num_channels, num_frames, num_slices, *grid.shape[1:])
+            pixels = pixels.swapaxes(0, 1).reshape(num_frames, -1, *grid.shape[1:])
+            mask = (np.arange(num_frames * slabs) * self.patch_depth < depth).reshape(num_frames, slabs)
+            provenance["windows_hu"] = [[round(float(edge), 2) for edge in window] for window in windows]
+        if with_provenance:
+            provenance["body_region"] = guess_body_region(volume)
+            provenance["grid"] = {
+                "shape": [depth, self.size.height, self.size.width],
+                "spacing_mm": [round(float(mm), 4) for mm in np.linalg.norm(affine[:3, :3], axis=0)[::-1]],
+                "affine": affine.tolist(),
+            }
+        return pixels, mask, provenance
+
+    def _windows(self, hu: np.ndarray) -> list[tuple[float, float]]:
+        if self.intensity == "window":
+            return [(float(low), float(high)) for low, high in self.windows]
+        low, high = np.percentile(hu, (0.5, 99.5)) if self.intensity == "percentile" else (hu.min(), hu.max())
+        return [(float(low), float(max(high, low + 1)))]
+
+
+def _flatten(images: Any) -> list[Any]:
+    if isinstance(images, (list, tuple)):
+        return [source for item in images for source in _flatten(item)]
+    return [images]
+
+
+def _number(study: int | str) -> int:
+    return study if isinstance(study, int) else zlib.crc32(str(study).encode())
+
+
+def _stack(rows: list[np.ndarray]) -> np.ndarray:
+    """Stack rows, padding the first axis with zeros; one row is not copied."""
+    if len(rows) == 1:
+        return rows[0][None]
+    stacked = np.zeros((len(rows), max(len(row) for row in rows), *rows[0].shape[1:]), rows[0].dtype)
+    for target, row in zip(stacked, rows):
+        target[: len(row)] = row
+    return stacked
+
+
+def _apply_window(hu: np.ndarray, low: float, high: float, out: np.ndarray) -> None:
+    """Map [low, high] to [0, 1], a few slices at a time so that they stay in cache."""
+    for first in range(0, len(hu), 16):
+        piece = slice(first, first + 16)
+        np.subtract(hu[piece], np.float32(low), out=out[piece])
+        np.multiply(out[piece], np.float32(1 / (high - low)), out=out[piece])
+        np.clip(out[piece], 0, 1, out=out[piece])
+
+
+def _augment(hu: np.ndarray, spacing: Sequence[float], rng: np.random.Generator) -> dict[str, float]:
+    """Rotate in plane, shift and add noise, in place on our own grid; the air outside stays at -1024."""
+    degrees = rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES)
+    shift = rng.uniform(-MAX_HU_SHIFT, MAX_HU_SHIFT)
+    noise = rng.uniform(0, MAX_NOISE_HU)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    aspect = (
+        hu.shape[1] * spacing[1] / (hu.shape[2] * spacing[2])
+    )  # grid_sample counts in half sizes, we turn in mm
+    theta = torch.tensor([[[cos, -sin * aspect, 0], [sin / aspect, cos, 0]]], dtype=torch.float32)
+    where = torch.nn.functional.affine_grid(theta, [1, 1, *hu.shape[1:]], align_corners=False)
+    above_air = torch.from_numpy(hu)[None] + 1024
+    turned = torch.nn.functional.grid_sample(above_air, where, align_corners=False)[0].numpy()
+    np.add(turned, np.float32(shift - 1024), out=hu)
+    hu += np.float32(noise) * rng.standard_normal(hu.shape, np.float32)
+    np.maximum(hu, -1024, out=hu)
+    return {"rotation_degrees": round(degrees, 3), "hu_shift": round(shift, 3), "noise_hu": round(noise, 3)}
