@@ -42,8 +42,8 @@ _TEMPLATE = """\
 def adapt_chat_template(tokenizer: PreTrainedTokenizerBase, image_token: str = "<|image|>") -> str:
     """Write the chat template of a language model anew, with volumes as content.
 
-    A model that answers after an empty block of thoughts (Qwen3) keeps it, in every turn; a date is frozen. A base model
-    without a template gets `User: ...` and `Assistant: ...`, each closed by its end token.
+    A model that answers after an empty block of thoughts (Qwen3) keeps it, in every turn; a date is frozen. A base
+    model without a template gets `User: ...` and `Assistant: ...`, each closed by its end token.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model, with its own `chat_template` or none.
@@ -70,8 +70,8 @@ def adapt_chat_template(tokenizer: PreTrainedTokenizerBase, image_token: str = "
 def _plain_pieces(tokenizer: PreTrainedTokenizerBase) -> dict[str, str | None]:
     if tokenizer.eos_token is None:
         raise ValueError(
-            f"A turn must end in a special token, the tokenizer `{tokenizer.name_or_path}` has neither a chat template nor "
-            "an `eos_token`. Set one of them and save the tokenizer beside its model."
+            f"A turn must end in a special token, the tokenizer `{tokenizer.name_or_path}` has neither a chat template "
+            "nor an `eos_token`. Set one of them and save the tokenizer beside its model."
         )
     end = tokenizer.eos_token + "\n"
     return {

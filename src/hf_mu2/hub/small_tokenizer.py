@@ -44,7 +44,7 @@ def train_small_tokenizer(texts: Iterable[str] = (), vocab_size: int = 2048) -> 
         bos_token="<|bos|>",
         eos_token="<|end|>",
         pad_token="<|pad|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>", "<|image|>", "<|system|>"],
+        extra_special_tokens=["<|user|>", "<|assistant|>", "<|image|>", "<|system|>"],
         chat_template=CHAT_TEMPLATE,
         padding_side="left",
         clean_up_tokenization_spaces=False,

@@ -6,11 +6,24 @@ from typing import Any
 
 import numpy as np
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
-
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin
 
 DEFAULT_QUESTION = "Write the findings and impression of this CT."
 IMAGE_TOKEN = "<|image|>"
+
+
+class Mu2ImagesKwargs(ImagesKwargs, total=False):
+    """Options of a call of the image processor, beside its own fields."""
+
+    augment: bool
+    seed: int
+    epoch: int
+    study_ids: Sequence[int | str] | None
+    return_provenance: bool
+
+
+class Mu2ProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: Mu2ImagesKwargs
 
 
 class Mu2Processor(ProcessorMixin):
@@ -30,6 +43,9 @@ class Mu2Processor(ProcessorMixin):
         Placeholder of a volume.
     """
 
+    valid_processor_kwargs = Mu2ProcessorKwargs
+    skip_tensor_conversion = [*ProcessorMixin.skip_tensor_conversion, "provenance"]
+
     def __init__(
         self,
         image_processor,
@@ -45,8 +61,8 @@ class Mu2Processor(ProcessorMixin):
             self.image_token_id
         ]:
             raise ValueError(
-                f"The placeholder must be one token of the tokenizer, `{image_token}` is not. Assemble the checkpoint with "
-                f'`hf-mu2 init`, or add it: `tokenizer.add_special_tokens({{"additional_special_tokens": ["{image_token}"]}})`.'
+                f"The placeholder must be one token of the tokenizer, `{image_token}` is not. Assemble the checkpoint "
+                f'with `hf-mu2 init`, or add it: `tokenizer.add_tokens(["{image_token}"], special_tokens=True)`.'
             )
         self.num_query_tokens = num_query_tokens
         self.question_end_token_ids = question_end_token_ids
@@ -105,8 +121,8 @@ class Mu2Processor(ProcessorMixin):
         num_volumes = 0 if images is None else len(images)
         if num_placeholders != num_volumes:
             raise ValueError(
-                f"Each volume needs one `{self.image_token}` in the text, got {num_placeholders} for {num_volumes} volumes. "
-                'Use `apply_chat_template` with one `{"type": "image", "image": ...}` part per volume.'
+                f"Each volume needs one `{self.image_token}` in the text, got {num_placeholders} for {num_volumes} "
+                'volumes. Use `apply_chat_template` with one `{"type": "image", "image": ...}` part per volume.'
             )
 
     def _check_rows(self, images: Sequence, text: list[str]):
@@ -119,8 +135,8 @@ class Mu2Processor(ProcessorMixin):
                 and len(volumes) != num_placeholders
             ):
                 raise ValueError(
-                    f"Each volume needs one `{self.image_token}` in its text, got {num_placeholders} for {len(volumes)} "
-                    f"volumes in row {i}. Use `apply_chat_template`, which places them."
+                    f"Each volume needs one `{self.image_token}` in its text, got {num_placeholders} for "
+                    f"{len(volumes)} volumes in row {i}. Use `apply_chat_template`, which places them."
                 )
 
     def _process_images(self, images: list, **kwargs):
@@ -182,9 +198,9 @@ class Mu2Processor(ProcessorMixin):
             return found
         if len(stored) < len(found) or common[: len(stored)] != list(stored):
             raise ValueError(
-                f"`question_end_token_ids` must be what the chat template writes between a question and its answer, got "
-                f"{list(stored)}, while the template writes {common}, of which at least {found} are needed. Restore the "
-                "chat template of the checkpoint, or set the ids of processor and model configuration to the latter."
+                "`question_end_token_ids` must be what the chat template writes between a question and its answer, got "
+                f"{list(stored)}, while the template writes {common}, of which at least {found} are needed. "
+                "Restore the template of the checkpoint, or set the ids of processor and model configuration to the latter."
             )
         return list(stored)
 
@@ -251,7 +267,8 @@ def _read_question_end(tokenizer, chat_template: str | None) -> tuple[list[int],
         same = [a == b for a, b in zip(common, ids)]
         common = common[: same.index(False) if False in same else len(same)]
 
-    special = set(tokenizer.all_special_ids)
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(i for i, entry in added if entry.special)}
     if not common or common[0] not in special:
         raise ValueError(
             "The user's turn must end in a special token of the tokenizer, the chat template writes "
@@ -263,8 +280,8 @@ def _read_question_end(tokenizer, chat_template: str | None) -> tuple[list[int],
         length += 1
     if length > len(common):
         raise ValueError(
-            "The chat template must write something between a question and its answer that never follows an answer, got "
-            f"{tokenizer.convert_ids_to_tokens(common)}. Open the assistant's turn with a token or word of its own."
+            "The chat template must write something between a question and its answer that never follows an answer, "
+            f"got {tokenizer.convert_ids_to_tokens(common)}. Open the assistant's turn with a token or word of its own."
         )
     return common[:length], common
 

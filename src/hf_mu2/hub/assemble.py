@@ -1,0 +1,278 @@
+"""Assemble a starting checkpoint from a causal language model and a vision tower.
+
+Reads: a language model (Hub id or folder), optionally a vision tower (M3D-CLIP weights or a saved `Mu2VisionModel`).
+Writes: a checkpoint folder with model, code, processor, chat template and generation configuration.
+"""
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import AddedToken
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_mu2.model.configuration_mu2 import PRESETS, Mu2Config
+from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
+from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration
+from hf_mu2.model.modeling_mu2_tokenizer import Mu2Tokenizer
+from hf_mu2.model.modeling_mu2_vision import Mu2VisionModel
+from hf_mu2.model.processing_mu2 import IMAGE_TOKEN, Mu2Processor, find_question_end
+
+from .chat_template import adapt_chat_template
+
+# Tokens that vocabularies keep free: Llama-3, Phi-3, Gemma.
+_RESERVED = re.compile(r"<\|reserved_special_token_\d+\|>|<\|placeholder\d+\|>|<unused\d+>")
+_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>")
+# Whole range, mediastinum, lung, bone: (low, high) in HU, as many as the vision tower has channels.
+_WINDOWS = ((-1000.0, 1000.0), (-160.0, 240.0), (-1350.0, 150.0), (-500.0, 1300.0))
+_FIELD_OF_VIEW_MM = (512.0, 384.0, 384.0)  # head to foot, and in plane: a large adult thorax
+
+
+def assemble(
+    language_model: str | Path,
+    output: str | Path,
+    *,
+    preset: str = "mu2-1b",
+    vision_tower: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    chat_template: str | None = None,
+    seed: int = 0,
+    **overrides: Any,
+) -> Path:
+    """Assemble a starting checkpoint: pretrained language model, pretrained or fresh vision tower, fresh tokenizer.
+
+    Args:
+        language_model (`str` or `Path`): Any causal language model of transformers, Hub id or folder.
+        output (`str` or `Path`): Folder to write; must not exist or be empty.
+        preset (`str`): Sizes of vision tower and tokenizer, see `Mu2Config.from_preset`.
+        vision_tower (`str` or `Path`, *optional*): M3D-CLIP weights (file, folder or Hub id) or the folder of a saved
+            `Mu2VisionModel`. Its sizes replace those of the preset. Fresh by default.
+        dtype (`torch.dtype`, *optional*): By default that of the language model.
+        chat_template (`str`, *optional*): By default the language model's own format, see `adapt_chat_template`.
+        seed (`int`): Seed of what is fresh.
+        overrides: Fields of `Mu2Config`, e.g. `tokenizer_config={"num_query_tokens": 128, ...}`.
+
+    Raises:
+        ValueError: if the parts cannot work together; the message says why.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(
+            f"The output must be a new or empty folder, `{output}` is not. Remove it or choose another."
+        )
+    if preset not in PRESETS:
+        raise ValueError(f"A preset is one of {', '.join(PRESETS)}, got `{preset}`.")
+
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    lm = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto").eval()
+    template = chat_template or adapt_chat_template(tokenizer, IMAGE_TOKEN)
+    tokenizer = take_slot(tokenizer, IMAGE_TOKEN)
+    tokenizer, pad_token_id = _choose_padding(tokenizer, find_question_end(tokenizer, template)[0])
+    question_end = find_question_end(tokenizer, template)
+    if len(tokenizer) > lm.get_input_embeddings().num_embeddings:
+        lm.resize_token_embeddings(len(tokenizer))
+
+    lm.config.pad_token_id = pad_token_id
+    tower_fields, tower_state = load_vision_tower(vision_tower)
+    fields: dict[str, Any] = {
+        "text_config": lm.config,
+        "vision_config": {**tower_fields, **overrides.pop("vision_config", {})},
+        "tokenizer_config": overrides.pop("tokenizer_config", {}),
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        "question_end_token_ids": question_end,
+    }
+    if PRESETS[preset]["tokenizer_config"].get("projection") == "before":
+        fields["tokenizer_config"] = {"hidden_size": lm.config.hidden_size, **fields["tokenizer_config"]}
+    config = Mu2Config.from_preset(preset, **fields, **overrides)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = join(config, lm, tower_state)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=_all_ends(lm, question_end[0]),
+        pad_token_id=pad_token_id,
+    )
+    processor = Mu2Processor(
+        image_processor_for(config),
+        tokenizer,
+        num_query_tokens=config.tokenizer_config.num_query_tokens,
+        question_end_token_ids=question_end,
+        chat_template=template,
+    )
+
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_checkpoint(model, processor, partial)
+    partial.rename(output)
+    return output
+
+
+def join(
+    config: Mu2Config, lm: PreTrainedModel, tower_state: dict[str, torch.Tensor] | None = None
+) -> Mu2ForConditionalGeneration:
+    """Put a language model, a vision tower (fresh without a state) and a fresh tokenizer into one model.
+
+    Raises:
+        ValueError: if the state is of another vision tower, or the language model does more between its last hidden
+            state and the logits than one matrix.
+    """
+    with torch.device("meta"):
+        model = Mu2ForConditionalGeneration(config)
+    parts = model.model
+    is_same = isinstance(lm.base_model, type(parts.language_model)) and lm.get_output_embeddings() is not None
+    parts.vision_tower = Mu2VisionModel._from_config(config.vision_config)
+    parts.mu2_tokenizer = Mu2Tokenizer._from_config(config.tokenizer_config)
+    if tower_state is not None:
+        try:
+            parts.vision_tower.load_state_dict(tower_state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The weights of the vision tower must fit its configuration, they do not: {error} Leave the sizes of "
+                "`vision_config` to the tower."
+            ) from error
+    parts.vision_tower.to(lm.dtype)
+    parts.mu2_tokenizer.to(lm.dtype)
+    if is_same:
+        parts.language_model, model.lm_head = lm.base_model, lm.get_output_embeddings()
+        model.tie_weights()
+        input_ids = torch.arange(8, device=lm.device)[None] % config.text_config.vocab_size
+        with torch.inference_mode():
+            is_same = torch.equal(model.eval()(input_ids=input_ids).logits, lm(input_ids=input_ids).logits)
+    if not is_same:
+        raise ValueError(
+            f"The language model must be a decoder with one linear head, without a bias or a scale of its own, "
+            f"`{lm.name_or_path}` ({type(lm).__name__}) is not. Use e.g. Llama, Qwen3, Phi-3, Mistral or SmolLM."
+        )
+    return model
+
+
+def image_processor_for(config: Mu2Config, **overrides: Any) -> Mu2ImageProcessor:
+    """Build the image processor that fits a model: frames of its size, spread over the same field of view at any size.
+
+    Args:
+        config (`Mu2Config`): Configuration of the model.
+        overrides: Fields of `Mu2ImageProcessor`, e.g. `spacing` or `windows`.
+
+    Raises:
+        ValueError: if the vision tower has more channels than there are default windows, and none are given.
+    """
+    vision, tokenizer = config.vision_config, config.tokenizer_config
+    num_slices, height, width = vision.frame_size
+    if "windows" not in overrides and vision.num_channels > len(_WINDOWS):
+        raise ValueError(
+            f"Each channel of the vision tower needs a window, {vision.num_channels} channels have no default. Pass "
+            "`windows` as a list of (low, high) in HU."
+        )
+    num_voxels = (num_slices * tokenizer.max_frames, height, width)
+    fields = {
+        "mode": "official" if tokenizer.projection == "before" else "default",
+        "spacing": [mm / number for mm, number in zip(_FIELD_OF_VIEW_MM, num_voxels)],
+        "size": {"height": height, "width": width},
+        "num_slices": num_slices,
+        "patch_depth": vision.patch_size[0],
+        "max_frames": tokenizer.max_frames,
+        "windows": [list(window) for window in _WINDOWS[: vision.num_channels]],
+    }
+    return Mu2ImageProcessor(**{**fields, **overrides})
+
+
+def load_vision_tower(source: str | Path | None) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
+    """Load a vision tower: fields of its configuration, and its weights. Nothing of both for a fresh one.
+
+    Args:
+        source (`str` or `Path`, *optional*): Folder of a saved `Mu2VisionModel`; M3D-CLIP's `pretrained_ViT.bin`, its
+            folder or Hub id.
+    """
+    if source is None:
+        return {}, None
+    path = Path(source)
+    if (path / "config.json").is_file():
+        tower = Mu2VisionModel.from_pretrained(path)
+        defaults = type(tower.config)().to_dict()
+        fields = {name: value for name, value in tower.config.to_diff_dict().items() if name in defaults}
+        return {name: fields[name] for name in fields if name not in _BOOKKEEPING}, tower.state_dict()
+
+    from huggingface_hub import hf_hub_download
+
+    from .convert import convert_vision_state
+
+    if path.is_dir():
+        path = path / "pretrained_ViT.bin"
+    if not path.exists():
+        path = Path(hf_hub_download(str(source), "pretrained_ViT.bin"))
+    is_safe = path.suffix == ".safetensors"
+    state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    return convert_vision_state(state)
+
+
+_BOOKKEEPING = ("transformers_version", "architectures", "model_type", "dtype")
+
+
+def take_slot(tokenizer: PreTrainedTokenizerBase, token: str) -> PreTrainedTokenizerBase:
+    """Give a vocabulary a special token: in a slot it keeps reserved, else as one more token.
+
+    Returns:
+        The tokenizer, another object where a slot was renamed.
+    """
+    if token not in tokenizer.get_vocab():
+        added = sorted(tokenizer.added_tokens_decoder.items())
+        reserved = [entry.content for _, entry in added if _RESERVED.fullmatch(entry.content)]
+        if reserved:
+            tokenizer = _rename_token(tokenizer, reserved[0], token)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
+    return tokenizer
+
+
+def _rename_token(tokenizer: PreTrainedTokenizerBase, old: str, new: str) -> PreTrainedTokenizerBase:
+    """Rename a token in the files of a tokenizer: no object of transformers or tokenizers can."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in Path(folder).glob("*.json"):
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace(f'"{old}"', f'"{new}"'), encoding="utf-8")
+        renamed = AutoTokenizer.from_pretrained(folder)
+    renamed.name_or_path = tokenizer.name_or_path
+    return renamed
+
+
+def _choose_padding(
+    tokenizer: PreTrainedTokenizerBase, end_of_turn: int
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """Pad with a token of its own: collators that mask padding would otherwise mask the end of an answer."""
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == end_of_turn:
+        known = [token for token in _PAD_TOKENS if token in vocabulary]
+        if not known:
+            tokenizer = take_slot(tokenizer, _PAD_TOKENS[1])
+        tokenizer.pad_token = known[0] if known else _PAD_TOKENS[1]
+    tokenizer.padding_side = "left"
+    return tokenizer, tokenizer.pad_token_id
+
+
+def _all_ends(lm: PreTrainedModel, end_of_turn: int) -> list[int]:
+    known = lm.generation_config.eos_token_id if lm.generation_config is not None else None
+    known = [] if known is None else [known] if isinstance(known, int) else list(known)
+    return list(dict.fromkeys([end_of_turn, *known]))
+
+
+def save_checkpoint(model: Mu2ForConditionalGeneration, processor: Mu2Processor, folder: str | Path) -> Path:
+    """Save model, code, processor and generation configuration; the processor first, since it may refuse."""
+    folder = Path(folder)
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):  # safetensors writes them for the owner alone
+        path.chmod((folder / "config.json").stat().st_mode)
+    return folder
+
+
+__all__ = ["assemble", "image_processor_for", "join", "load_vision_tower", "save_checkpoint", "take_slot"]
