@@ -27,7 +27,26 @@ PREVALENCE = dict(
     zip(
         FINDING_LABELS,
         # Flatter than in life, so that every label can be learned and measured.
-        (0.22, 0.28, 0.23, 0.19, 0.25, 0.20, 0.24, 0.22, 0.27, 0.34, 0.29, 0.26, 0.24, 0.20, 0.22, 0.24, 0.22, 0.22),
+        (
+            0.22,
+            0.28,
+            0.23,
+            0.19,
+            0.25,
+            0.20,
+            0.24,
+            0.22,
+            0.27,
+            0.34,
+            0.29,
+            0.26,
+            0.24,
+            0.20,
+            0.22,
+            0.24,
+            0.22,
+            0.22,
+        ),
         strict=True,
     )
 )
@@ -115,16 +134,24 @@ def make_phantom(
             findings keep their place, so two studies can be one finding apart.
     """
     if difficulty not in ("standard", "easy"):
-        raise ValueError(f'`difficulty` must be "standard" or "easy", got "{difficulty}". Pass one of the two.')
+        raise ValueError(
+            f'`difficulty` must be "standard" or "easy", got "{difficulty}". Pass one of the two.'
+        )
     if sorted(orientation.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
-        raise ValueError(f'`orientation` names one direction per axis, got "{orientation}". Use e.g. "RAS" or "LPS".')
+        raise ValueError(
+            f'`orientation` names one direction per axis, got "{orientation}". Use e.g. "RAS" or "LPS".'
+        )
     spacing = random_spacing(seed) if spacing is None else tuple(float(s) for s in spacing)
     if len(spacing) != 3 or not all(0.3 <= s <= 20 for s in spacing):
-        raise ValueError(f"`spacing` must be three values of 0.3 to 20 mm, got {spacing}. Pass (z, y, x) in mm.")
+        raise ValueError(
+            f"`spacing` must be three values of 0.3 to 20 mm, got {spacing}. Pass (z, y, x) in mm."
+        )
     labels = draw_labels(seed) if labels is None else list(labels)
     unknown = sorted(set(labels) - set(FINDING_LABELS))
     if unknown:
-        raise ValueError(f"`labels` must come from the 18 finding labels, got {unknown}. See `FINDING_LABELS`.")
+        raise ValueError(
+            f"`labels` must come from the 18 finding labels, got {unknown}. See `FINDING_LABELS`."
+        )
     easy = difficulty == "easy"
     ratio = float(stream(seed, "Cardiomegaly").uniform(0.56, 0.65)) if "Cardiomegaly" in labels else None
     anatomy = Anatomy(seed, enlarged_heart=ratio)
@@ -136,7 +163,14 @@ def make_phantom(
     volume = np.clip(np.rint(canvas.hu), -1024, 3071).astype(np.int16)
     report = write_report(findings, seed)
     return Phantom(
-        f"phantom_{seed:06d}", volume, canvas.affine, spacing, tuple(findings), canvas.masks, report, orientation
+        f"phantom_{seed:06d}",
+        volume,
+        canvas.affine,
+        spacing,
+        tuple(findings),
+        canvas.masks,
+        report,
+        orientation,
     )
 
 
@@ -296,7 +330,11 @@ def _write_study(job: tuple) -> dict:
     else:
         row["chosen"] = [{"role": "assistant", "content": answer}]
         row["rejected"] = [{"role": "assistant", "content": report_text(spoil(phantom, seed))}]
-    row |= {"findings": phantom.report.findings, "impression": phantom.report.impression, "labels": phantom.labels}
+    row |= {
+        "findings": phantom.report.findings,
+        "impression": phantom.report.impression,
+        "labels": phantom.labels,
+    }
     _replace_text(row_path, json.dumps(row))
     return row
 

@@ -25,7 +25,9 @@ class Scene:
         lung = self.lung[region]
         share = share * lung
         view = self.canvas.hu[region]
-        filled = np.minimum(view + share * np.float32(hu - self.anatomy.lung_hu), np.maximum(view, np.float32(hu)))
+        filled = np.minimum(
+            view + share * np.float32(hu - self.anatomy.lung_hu), np.maximum(view, np.float32(hu))
+        )
         view[...] = np.where((view > hu) | (lung > 0.9), view + share * (hu - view), filled)
         self.canvas.mark(region, share > 0.5, bit)
 
@@ -60,6 +62,7 @@ def _soft_tissue(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
     everything = (slice(None),) * 3
     _table(a, c)
     body = a.body(c.z, c.y, c.x)
+    c.paint(everything, c.occupancy(body), 10)
     if a.breast:
         for side in (1, -1):
             reach = np.array([48.0, a.breast, 52.0]) * (1, 1, 0.8 + a.breast / 200)
@@ -70,26 +73,36 @@ def _soft_tissue(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
             rng = stream(a.seed, f"breast{side}")
             for _ in range(7):  # glandular tissue
                 offset = rng.normal(0, 0.28, 3) * reach + (0, 0.25 * a.breast, 0)
-                c.ball(center + offset, reach * rng.uniform(0.1, 0.32, 3) * (0.5 + a.gland), -30 + 70 * a.gland)
+                c.ball(
+                    center + offset, reach * rng.uniform(0.1, 0.32, 3) * (0.5 + a.gland), -30 + 70 * a.gland
+                )
     rng = stream(a.seed, "clothes")
     if rng.random() < 0.35:  # metal outside the body: buttons, a zip, coins in a pocket, underwires
         front = a.center_y + a.half_depth + (a.muscle + a.fat + 11) * 0.92 + 3
         if a.breast > 25:
             t = np.linspace(0.15, np.pi - 0.15, 7)
             for side in (1, -1):
-                wire = [(side * 0.55 * a.half_width + 44 * np.cos(s), front + 8 * np.sin(s), -62 - 42 * np.sin(s)) for s in t]
+                wire = [
+                    (side * 0.55 * a.half_width + 44 * np.cos(s), front + 8 * np.sin(s), -62 - 42 * np.sin(s))
+                    for s in t
+                ]
                 c.line(wire, 1.5, 2400)
         for k in range(rng.integers(1, 7)):
             c.ball((rng.normal(0, 4), front + 2, 40 - 28 * k), (4.5, 2.5, 4.5), rng.uniform(1500, 2900))
     if a.arms_down:
         for side in (1, -1):
             width = a.half_width + a.muscle + a.fat + 50
-            c.line([(side * width, a.center_y - 30, 60.0), (side * width, a.center_y - 20, -180.0)], 38, a.muscle_hu - 30)
+            c.line(
+                [(side * width, a.center_y - 30, 60.0), (side * width, a.center_y - 20, -180.0)],
+                38,
+                a.muscle_hu - 30,
+            )
             c.line([(side * width, a.center_y - 30, 60.0), (side * width, a.center_y - 20, -180.0)], 11, 500)
-    c.paint(everything, c.occupancy(body), 10)
     c.paint(everything, c.occupancy(body - 2), a.fat_hu)
     wobble = c.noise_field(stream(a.seed, "muscle"), 40)
-    c.paint(everything, c.occupancy(np.minimum(body - a.fat + 2.5 * wobble, 8 - cavity + a.muscle)), a.muscle_hu)
+    c.paint(
+        everything, c.occupancy(np.minimum(body - a.fat + 2.5 * wobble, 8 - cavity + a.muscle)), a.muscle_hu
+    )
     rng = stream(a.seed, "fat planes")
     for side in (1, -1):  # axillary and neck fat
         wall = a.half_width + 0.5 * a.muscle
@@ -111,7 +124,9 @@ def _table(a: Anatomy, c: Canvas) -> None:
 
 def _bones(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
     rng = stream(a.seed, "ribs")
-    wall = np.flatnonzero((np.abs(cavity + 6) < 5.5 + c.edge).ravel() & (c.z < a.apex - 6).repeat(cavity[0].size))
+    wall = np.flatnonzero(
+        (np.abs(cavity + 6) < 5.5 + c.edge).ravel() & (c.z < a.apex - 6).repeat(cavity[0].size)
+    )
     iz, iy, ix = np.unravel_index(wall, c.shape)
     z, y, x = c.axes[0][iz], c.axes[1][iy], c.axes[2][ix]
     pitch, slope = rng.uniform(24, 29), rng.uniform(0.35, 0.55)
@@ -126,13 +141,25 @@ def _bones(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
     if rng.random() < 0.2:  # callus of a healed rib fracture
         angle = rng.uniform(-0.9, 0.9)
         side = rng.choice([-1, 1])
-        spot = (side * np.cos(angle) * (a.half_width + 6), a.center_y + np.sin(angle) * a.half_depth, rng.uniform(-60, 30))
+        spot = (
+            side * np.cos(angle) * (a.half_width + 6),
+            a.center_y + np.sin(angle) * a.half_depth,
+            rng.uniform(-60, 30),
+        )
         c.ball(spot, (6, 8, 7), 450)
     c.line([(0, a.sternum_y, 62), (0, a.sternum_y + 6, -10), (0, a.sternum_y - 2, -70)], 8, 380)
     c.line([(0, a.sternum_y, 62), (0, a.sternum_y + 6, -10), (0, a.sternum_y - 2, -70)], 5.5, a.bone_hu)
     for side in (1, -1):
         x = a.half_width
-        c.line([(side * 16, a.center_y + 52, 72), (side * 60, a.center_y + 52, 86), (side * x, a.center_y + 10, 92)], 6, 420)
+        c.line(
+            [
+                (side * 16, a.center_y + 52, 72),
+                (side * 60, a.center_y + 52, 86),
+                (side * x, a.center_y + 10, 92),
+            ],
+            6,
+            420,
+        )
         blade = [(side * (x * 0.62 + 12), a.center_y - a.half_depth - 9, 70 - 25 * k) for k in range(5)]
         for k, point in enumerate(blade):
             c.ball(point, (26 - 3 * k, 3.2, 17), 330)
@@ -161,7 +188,9 @@ def _spine(a: Anatomy, c: Canvas) -> None:
         for _ in range(rng.integers(2, 6)):
             level = (round(rng.uniform(-5, 3)) - 0.26) * pitch
             side = rng.choice([-1, 1])
-            c.ball((float(a.midline(level)) + side * 15, a.spine_y + rng.uniform(2, 12), level), (5, 4, 5), 520)
+            c.ball(
+                (float(a.midline(level)) + side * 15, a.spine_y + rng.uniform(2, 12), level), (5, 4, 5), 520
+            )
 
 
 def _abdomen(a: Anatomy, c: Canvas, inside: np.ndarray, below: np.ndarray) -> None:
@@ -176,7 +205,11 @@ def _abdomen(a: Anatomy, c: Canvas, inside: np.ndarray, below: np.ndarray) -> No
     c.paint(everything, inside * c.occupancy(liver), a.liver_hu + 0.4 * a.contrast_hu)
     organ = inside * c.occupancy(below - 4)
     for _ in range(rng.integers(0, 4)):  # simple liver cysts
-        center = (rng.uniform(20, 90), a.center_y + rng.uniform(-40, 40), a.dome["right"] - rng.uniform(20, 50))
+        center = (
+            rng.uniform(20, 90),
+            a.center_y + rng.uniform(-40, 40),
+            a.dome["right"] - rng.uniform(20, 50),
+        )
         c.ball(center, rng.uniform(4, 12), 8, within=organ)
     x, low = -0.62 * a.half_width, a.dome["left"]
     c.ball((x - 14, a.center_y - 44, low - 34), (28, 34, 30), 48 + 0.5 * a.contrast_hu, within=organ)
@@ -220,21 +253,26 @@ def _lung_vessels(scene: Scene) -> None:
 
     def branch(start: np.ndarray, end: np.ndarray, radius: float, generation: int) -> None:
         middle = (start + end) / 2 + rng.normal(0, 0.07, 3) * np.linalg.norm(end - start)
-        c.line([start, middle, end], radius, value, within=scene.lung)
+        c.line([start, middle, end] if generation else [start, end], radius, value, within=scene.lung)
         if generation == 0:
             return
         reach = np.linalg.norm(end - start)
         direction = (end - start) / (reach + 1e-6)
         for origin in (middle, end, end):
             turn = direction + rng.normal(0, 0.5, 3)
-            branch(origin, origin + turn / np.linalg.norm(turn) * reach * rng.uniform(0.6, 0.95), radius * 0.66, generation - 1)
+            branch(
+                origin,
+                origin + turn / np.linalg.norm(turn) * reach * rng.uniform(0.65, 1.1),
+                radius * 0.66,
+                generation - 1,
+            )
 
     for lobe, bronchi in scene.airways.items():
         hilum = a.hilum("right" if lobe <= 3 else "left")
-        for bronchus in bronchi[:4]:
+        for bronchus in bronchi:
             beside = rng.normal(0, 1, 3)
             beside *= 5.5 / np.linalg.norm(beside)
-            branch(hilum + beside, hilum + 0.66 * (bronchus[-1] - hilum) + beside, rng.uniform(2.9, 3.9), 2)
+            branch(hilum + beside, hilum + 0.6 * (bronchus[-1] - hilum) + beside, rng.uniform(2.9, 3.9), 2)
         for bronchus in bronchi[:4]:  # normal bronchi: thin walls, visible near the hilum only
             inner = bronchus[:3]
             c.line(inner, 3.1, -200, within=scene.lung)

@@ -46,7 +46,10 @@ def paint_findings(scene: Scene, labels: list[str]) -> list[Finding]:
     seed = scene.anatomy.seed
     sites = lesion_sites(seed)
     findings = []
-    for label, painter in PAINTERS.items():  # in painting order: what displaces lung first, what lies in it after
+    for (
+        label,
+        painter,
+    ) in PAINTERS.items():  # in painting order: what displaces lung first, what lies in it after
         if label in labels:
             rng = stream(seed, label)
             found = painter(scene, rng, sites[label]) if label in sites else painter(scene, rng)
@@ -61,10 +64,14 @@ def _blob(scene: Scene, rng, center, radius, roughness: float = 0.25, cell_mm: f
     grow = radius * (1 + 1.6 * roughness) + scene.canvas.edge
     found = scene.canvas.box(center - grow, center + grow)
     if found is None:
-        raise ValueError("A lesion was placed outside the field of view; lesions are placed inside the lungs.")
+        raise ValueError(
+            "A lesion was placed outside the field of view; lesions are placed inside the lungs."
+        )
     region, z, y, x = found
     rho = np.sqrt(
-        ((x - center[0]) / radius[0]) ** 2 + ((y - center[1]) / radius[1]) ** 2 + ((z - center[2]) / radius[2]) ** 2
+        ((x - center[0]) / radius[0]) ** 2
+        + ((y - center[1]) / radius[1]) ** 2
+        + ((z - center[2]) / radius[2]) ** 2
     )
     size = float(radius.mean())
     wave = scene.canvas.noise_field(rng, cell_mm or max(8.0, 0.7 * size), region)
@@ -105,7 +112,9 @@ def _pleural_effusion(scene: Scene, rng) -> list[Finding]:
         share_z = np.clip((top[side] - c.z) / 70, -0.3, 1)
         back = a.center_y - a.half_depth * (1 - 0.25 * (c.x / a.half_width) ** 2)
         level = back + thickness[side] * share_z
-        meniscus = 0.45 * thickness[side] * np.exp(-np.clip(scene.cavity, 0, None) / 9) * np.clip(share_z * 3, 0, 1)
+        meniscus = (
+            0.45 * thickness[side] * np.exp(-np.clip(scene.cavity, 0, None) / 9) * np.clip(share_z * 3, 0, 1)
+        )
         depth = np.minimum(level + meniscus - c.y, sign * c.x)
         share = c.occupancy(depth)
         scene.fill_lung(EVERYWHERE, share, rng.uniform(2, 16), BIT["Pleural effusion"])
@@ -121,7 +130,9 @@ def _hiatal_hernia(scene: Scene, rng) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     radius = rng.uniform(23, 37) * scene.scale
     kind = "sliding" if rng.random() < 0.75 else "paraesophageal"
-    center = np.array([-10 + rng.uniform(-6, 8), a.spine_y + 20 + radius * 0.85, a.dome["left"] + radius * 0.7])
+    center = np.array(
+        [-10 + rng.uniform(-6, 8), a.spine_y + 20 + radius * 0.85, a.dome["left"] + radius * 0.7]
+    )
     shape = np.array([1.1, 0.85, 1.0]) * radius
     wall, inside = c.ellipsoid(center, shape), c.ellipsoid(center, shape - 4.5)
     region, share = wall
@@ -200,8 +211,19 @@ def _fibrosis(scene: Scene, rng, site: Lobe) -> list[Finding]:
             outward = point - a.hilum(each[0])
             outward /= np.linalg.norm(outward)
             bend = rng.normal(0, 5, (2, 3))
-            course = [anchor + 0.5 * (point - anchor), point + bend[0], point + outward * 14 + bend[1], point + outward * 28]
-            c.line(course, rng.uniform(1.4, 2.4) * scene.scale, 0, BIT["Pulmonary fibrotic sequela"], within=scene.lung)
+            course = [
+                anchor + 0.5 * (point - anchor),
+                point + bend[0],
+                point + outward * 14 + bend[1],
+                point + outward * 28,
+            ]
+            c.line(
+                course,
+                rng.uniform(1.4, 2.4) * scene.scale,
+                0,
+                BIT["Pulmonary fibrotic sequela"],
+                within=scene.lung,
+            )
         c.ball(anchor, rng.uniform(5, 8, 3), 30, BIT["Pulmonary fibrotic sequela"], within=scene.lung)
         found = c.box(anchor - 34, anchor + 34)  # pleural thickening nearby
         box, z, y, x = found
@@ -209,7 +231,9 @@ def _fibrosis(scene: Scene, rng, site: Lobe) -> list[Finding]:
         cap = np.minimum(4.5 - scene.lung_depth[box], near)
         c.paint(box, c.occupancy(cap) * scene.lung[box], 20, BIT["Pulmonary fibrotic sequela"])
     side = side if len(sites) == 1 else "bilateral"
-    return [Finding("Pulmonary fibrotic sequela", side, region, 1, None, None, "apical" if apical else "basal")]
+    return [
+        Finding("Pulmonary fibrotic sequela", side, region, 1, None, None, "apical" if apical else "basal")
+    ]
 
 
 def _septal(scene: Scene, rng) -> list[Finding]:
@@ -299,7 +323,12 @@ def _consolidation(scene: Scene, rng, site: Lobe) -> list[Finding]:
     for _ in range(int(rng.integers(3, 5))):  # air bronchograms
         turn = outward + rng.normal(0, 0.45, 3)
         turn *= 1.7 * radius / np.linalg.norm(turn)
-        c.line([start, start + turn * 0.5, start + turn * 0.95 + rng.normal(0, 3, 3)], rng.uniform(1.9, 2.8), -930, within=solid)
+        c.line(
+            [start, start + turn * 0.5, start + turn * 0.95 + rng.normal(0, 3, 3)],
+            rng.uniform(1.9, 2.8),
+            -930,
+            within=solid,
+        )
     return [Finding("Consolidation", side, region, 1, float(round(2 * radius)), None)]
 
 
@@ -307,7 +336,13 @@ def _thick_bronchi(scene: Scene, rng) -> list[Finding]:
     c = scene.canvas
     wall = rng.uniform(2.2, 3.5) * scene.scale
     spread = rng.random()
-    lobes = list(LOBES.values()) if spread < 0.5 else [3, 6] if spread < 0.8 else [[1, 2, 3], [4, 5, 6]][int(rng.random() < 0.5)]
+    lobes = (
+        list(LOBES.values())
+        if spread < 0.5
+        else [3, 6]
+        if spread < 0.8
+        else [[1, 2, 3], [4, 5, 6]][int(rng.random() < 0.5)]
+    )
     lines = [bronchus for lobe in lobes for bronchus in scene.airways[lobe]]
     for bronchus in lines:
         c.line(bronchus, 2.4 + wall, 0, BIT["Peribronchial thickening"], within=scene.lung)
@@ -321,7 +356,11 @@ def _thick_bronchi(scene: Scene, rng) -> list[Finding]:
 def _bronchiectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     side, region = site
-    sites = [site] + ([("left" if side == "right" else "right", region.replace("lingula", "middle lobe"))] if rng.random() < 0.3 else [])
+    sites = [site] + (
+        [("left" if side == "right" else "right", region.replace("lingula", "middle lobe"))]
+        if rng.random() < 0.3
+        else []
+    )
     sites = [each if each in LOBES else (each[0], "lower lobe") for each in sites]
     kind = "cylindrical" if rng.random() < 0.6 else "cystic"
     lumen = rng.uniform(3.8, 5.6) * scene.scale
@@ -340,7 +379,11 @@ def _bronchiectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
                         c.ball(bead, radius * 1.35, value, bit, within=scene.lung)
     whole = len(sites) == 1
     same = whole or sites[1][1] == region
-    return [Finding("Bronchiectasis", side if whole else "bilateral", region if same else None, 1, None, None, kind)]
+    return [
+        Finding(
+            "Bronchiectasis", side if whole else "bilateral", region if same else None, 1, None, None, kind
+        )
+    ]
 
 
 def _nodules(scene: Scene, rng, site: Lobe) -> list[Finding]:
@@ -382,7 +425,12 @@ def _lymph_nodes(scene: Scene, rng) -> list[Finding]:
     for index in rng.permutation(len(stations))[:count]:
         short = rng.uniform(16 if region == "hilar" else 13, 25) * scene.scale
         largest = max(largest, short)
-        c.ball(stations[index], np.array([1.0, 1.0, 1.15]) * short / 2, rng.uniform(38, 60), BIT["Lymphadenopathy"])
+        c.ball(
+            stations[index],
+            np.array([1.0, 1.0, 1.15]) * short / 2,
+            rng.uniform(38, 60),
+            BIT["Lymphadenopathy"],
+        )
     return [Finding("Lymphadenopathy", side, region, count, float(round(largest)), None)]
 
 
@@ -404,7 +452,12 @@ def _arterial_calcification(scene: Scene, rng) -> list[Finding]:
         arc = np.linspace(-1, 1, 3) * rng.uniform(0.25, 0.55)
         slide = axis * rng.uniform(-5, 5)
         shell = [here + a.aorta_radius * (np.cos(t) * out + np.sin(t) * across) + slide * t for t in arc]
-        c.line(shell, rng.uniform(2.0, 2.9) * scene.scale, rng.uniform(650, 1150), BIT["Arterial wall calcification"])
+        c.line(
+            shell,
+            rng.uniform(2.0, 2.9) * scene.scale,
+            rng.uniform(650, 1150),
+            BIT["Arterial wall calcification"],
+        )
     return [Finding("Arterial wall calcification", None, stretch, 1, None, graded(amount, 0.35, 0.7))]
 
 
@@ -415,7 +468,12 @@ def _coronary_calcification(scene: Scene, rng) -> list[Finding]:
     for name in names:
         for start in rng.uniform(0.08, 0.7, int(rng.integers(2, 4))):
             course = a.coronary(name, np.linspace(start, start + rng.uniform(0.12, 0.22), 4))
-            c.line(course, rng.uniform(1.9, 2.7) * scene.scale, rng.uniform(700, 1200), BIT["Coronary artery wall calcification"])
+            c.line(
+                course,
+                rng.uniform(1.9, 2.7) * scene.scale,
+                rng.uniform(700, 1200),
+                BIT["Coronary artery wall calcification"],
+            )
     return [Finding("Coronary artery wall calcification", None, None, 1, None, graded(amount, 0.34, 0.67))]
 
 
@@ -428,13 +486,22 @@ def _cardiomegaly(scene: Scene, rng) -> list[Finding]:
 def _medical_material(scene: Scene, rng) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     bit = BIT["Medical material"]
-    kind = str(rng.choice(["central venous catheter", "pacemaker", "sternal wires", "nasogastric tube", "valve prosthesis"]))
+    kind = str(
+        rng.choice(
+            ["central venous catheter", "pacemaker", "sternal wires", "nasogastric tube", "valve prosthesis"]
+        )
+    )
     side = None
     chest_y = a.center_y + 0.8 * (a.half_depth + a.muscle)
     if kind == "central venous catheter":
         side = "right"
         c.ball((0.55 * a.half_width, chest_y, 52), (13, 7, 13), 2200, bit)
-        c.line([(0.55 * a.half_width, chest_y, 60), (44, 50, 84), (28, 14, 62), (22, 16, 20), (22, 14, -34)], 2.2, 1500, bit)
+        c.line(
+            [(0.55 * a.half_width, chest_y, 60), (44, 50, 84), (28, 14, 62), (22, 16, 20), (22, 14, -34)],
+            2.2,
+            1500,
+            bit,
+        )
     elif kind == "pacemaker":
         side = "left"
         box = (-0.55 * a.half_width, chest_y, 50)
@@ -444,7 +511,10 @@ def _medical_material(scene: Scene, rng) -> list[Finding]:
         c.ball(tip, 3.2, 2800, bit)
     elif kind == "sternal wires":
         for z in np.linspace(48, -48, int(rng.integers(4, 7))):
-            loop = [(9 * np.cos(t), a.sternum_y + 10 * np.sin(t), z + 3 * np.sin(2 * t)) for t in np.linspace(0, 2 * np.pi, 9)]
+            loop = [
+                (9 * np.cos(t), a.sternum_y + 10 * np.sin(t), z + 3 * np.sin(2 * t))
+                for t in np.linspace(0, 2 * np.pi, 9)
+            ]
             c.line(np.array(loop), 1.5, 2600, bit)
     elif kind == "nasogastric tube":
         c.line(a.esophagus(), 2.6, 900, bit)
