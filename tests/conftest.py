@@ -1,6 +1,9 @@
 """Settings every test shares: no network, no accelerator fights, the same numbers every time."""
 
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 # Before anything imports torch or huggingface_hub. An explicit setting of the caller wins only for the threads.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -20,6 +23,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a command left behind: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CommandResult]:
+    """Run `hf-mu2` in this process, as the console script does."""
+    from hf_mu2.cli import main
+
+    def run(*arguments: object) -> CommandResult:
+        monkeypatch.setattr(sys, "argv", ["hf-mu2", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capsys.readouterr()
+        return CommandResult(int(exit_info.value.code or 0), captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -37,9 +37,7 @@ def embed(
     vectors: list[np.ndarray] = []
     failed: dict[str, str] = {}
     with tqdm(total=len(studies.ids), unit="study", disable=not show_progress) as bar:
-        for batch in read_batches(
-            studies, list(range(len(studies.ids))), reader.processor, question, batch_size
-        ):
+        for batch in read_batches(studies, list(range(len(studies.ids))), reader, question, batch_size):
             readable = [study for study in batch if study.error is None]
             failed |= {study.study_id: study.error for study in batch if study.error is not None}
             if readable:

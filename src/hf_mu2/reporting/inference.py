@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.utils import logging
 
 import hf_mu2
+from hf_mu2.model.volume_mu2 import Volume, load_volume
 
 DEMO_MODEL = "mu2-phantom"
 DEMO_NOTICE = "Demo model trained on synthetic CT only. Not a medical device."
@@ -41,6 +42,10 @@ class Reader:
     @property
     def notice(self) -> str:
         return DEMO_NOTICE if self.is_demo else RESEARCH_NOTICE
+
+    def load_volume(self, source: Any, series: str | None = None) -> Volume:
+        """Load a volume the way this checkpoint's preprocessing needs it: the published one reads scanner padding."""
+        return load_volume(source, series=series, clamp=self.processor.image_processor.mode != "official")
 
     def prepare(self, conversations: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
         """Turn conversations with loaded volumes into a left-padded batch on the model's device."""
@@ -76,9 +81,10 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
         model (`str` or `Path`, *optional*): Checkpoint folder or Hub id; by default the embedded demo checkpoint.
         device (`torch.device` or `str`, *optional*): Where to run; by default the first accelerator, else the CPU.
     """
-    is_demo = model is None or str(model) == DEMO_MODEL
-    source = hf_mu2.embedded_checkpoint() if is_demo else model
-    is_demo = is_demo or (Path(source).exists() and Path(source).samefile(hf_mu2.embedded_checkpoint()))
+    source = hf_mu2.embedded_checkpoint() if model is None or str(model) == DEMO_MODEL else Path(model)
+    is_demo = source.resolve() == hf_mu2.embedded_checkpoint().resolve()
+    if not source.exists():
+        source = str(model)  # a Hub id
     device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -86,7 +92,7 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
     loaded = AutoModelForImageTextToText.from_pretrained(
         source, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16
     )
-    name = DEMO_MODEL if is_demo else Path(source).name if Path(source).exists() else str(source)
+    name = source if isinstance(source, str) else source.resolve().name
     return Reader(loaded.eval().to(device), processor, name, is_demo)
 
 

@@ -72,7 +72,7 @@ def predict(
         _open_partial(out, state.process_index) as file,
         tqdm(total=len(shard), unit="study", disable=not (show_progress and state.is_main_process)) as bar,
     ):
-        for batch in read_batches(studies, shard, reader.processor, question, batch_size):
+        for batch in read_batches(studies, shard, reader, question, batch_size):
             file.write(_to_lines(_answer_batch(batch, reader, max_new_tokens)))
             file.flush()
             bar.update(len(batch))

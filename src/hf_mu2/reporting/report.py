@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_mu2.model.volume_mu2 import OutOfDomainWarning, Volume, guess_body_region, load_volume
+from hf_mu2.model.volume_mu2 import OutOfDomainWarning, Volume, guess_body_region
 from hf_mu2.reporting.environment import library_versions
 from hf_mu2.reporting.inference import Reader, to_json, write_atomic
 from hf_mu2.reporting.montage import draw_montage
@@ -69,7 +69,9 @@ def find_volumes(source: str | Path) -> list[Path]:
     if source.is_file():
         return [source]
     volumes = sorted(
-        path for path in source.iterdir() if path.name.endswith(VOLUME_SUFFIXES) and path.is_file()
+        path
+        for path in source.iterdir()
+        if path.name.endswith(VOLUME_SUFFIXES) and not path.name.startswith(".") and path.is_file()
     )
     return volumes or [source]
 
@@ -84,7 +86,7 @@ def report_volume(source: str | Path, reader: Reader, request: Request = Request
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", OutOfDomainWarning)
-        volume = load_volume(source, series=request.series)
+        volume = reader.load_volume(source, request.series)
     # Files are often named after patients: what is kept of a run speaks of VOLUME instead.
     name = Path(source).name
     messages = [str(warning.message).replace(name, "VOLUME") for warning in caught]

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import ProcessorMixin
-
-from hf_mu2.model.volume_mu2 import Volume, VolumeError, load_volume
+from hf_mu2.model.volume_mu2 import Volume, VolumeError
+from hf_mu2.reporting.inference import Reader
 from hf_mu2.reporting.report import content_id, find_volumes, name_of
 
 Messages = list[dict[str, Any]]
@@ -51,13 +50,13 @@ def open_studies(dataset: str | Path, split: str | None = None) -> Studies:
 
 
 def read_batches(
-    studies: Studies, indices: list[int], processor: ProcessorMixin, question: str | None, batch_size: int
+    studies: Studies, indices: list[int], reader: Reader, question: str | None, batch_size: int
 ) -> Iterator[list[LoadedStudy]]:
     """Yield the studies at `indices` in batches, while threads read the volumes of the next one."""
 
     def load(index: int) -> LoadedStudy:
         try:
-            return load_study(studies, index, processor, question)
+            return load_study(studies, index, reader, question)
         except VolumeError as error:
             return LoadedStudy(studies.ids[index], [], [], str(error))
 
@@ -71,9 +70,7 @@ def read_batches(
                 yield loaded
 
 
-def load_study(
-    studies: Studies, index: int, processor: ProcessorMixin, question: str | None = None
-) -> LoadedStudy:
+def load_study(studies: Studies, index: int, reader: Reader, question: str | None = None) -> LoadedStudy:
     """Load the volumes of one study and put them into its prompt; `question` replaces the dataset's prompt."""
     sources, prompt = studies.read(index)
     if not sources:
@@ -81,13 +78,12 @@ def load_study(
             f"A study must have at least one volume, got none for `{studies.ids[index]}`. "
             "Drop the row, or name its files in `images_file_names`."
         )
-    volumes = [load_volume(source) for source in sources]
+    volumes = [reader.load_volume(source) for source in sources]
     if prompt is None or question is not None:
-        prompt = [
-            {**message, "content": [block for block in message["content"] if not _is_image(block)]}
-            for message in processor.build_messages(volumes[0], question=question)
-        ]
-    return LoadedStudy(studies.ids[index], place_volumes(prompt, volumes), [content_id(v) for v in volumes])
+        conversation = reader.processor.build_messages(volumes, question=question)
+    else:
+        conversation = place_volumes(prompt, volumes)
+    return LoadedStudy(studies.ids[index], conversation, [content_id(volume) for volume in volumes])
 
 
 def place_volumes(messages: Messages, volumes: list[Volume]) -> Messages:
