@@ -200,7 +200,7 @@ class Mu2Processor(ProcessorMixin):
             raise ValueError(
                 "`question_end_token_ids` must be what the chat template writes between a question and its answer, got "
                 f"{list(stored)}, while the template writes {common}, of which at least {found} are needed. "
-                "Restore the template of the checkpoint, or set the ids of processor and model configuration to the latter."
+                "Restore the template of the checkpoint, or set the ids of processor and model to the latter."
             )
         return list(stored)
 
@@ -211,6 +211,8 @@ class Mu2Processor(ProcessorMixin):
             ValueError: if the chat template gives no valid end of a question, or contradicts the stored one.
         """
         self.question_end_token_ids = self._resolve_question_end()
+        for name in ("is_local", "local_files_only"):  # how it was loaded is no part of a checkpoint
+            self.tokenizer.init_kwargs.pop(name, None)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
@@ -302,9 +304,10 @@ def _flatten_volumes(images: Any) -> list:
 
 
 def _is_array(images: Any) -> bool:
+    depth = 0
     while isinstance(images, (list, tuple)) and len(images):
-        images = images[0]
-    return isinstance(images, Number)
+        images, depth = images[0], depth + 1
+    return isinstance(images, Number) and depth == 3
 
 
 # Every `save_pretrained`, a trainer's too, then writes the code beside the weights.
