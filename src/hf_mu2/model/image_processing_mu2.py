@@ -296,3 +296,9 @@ def _augment(hu: np.ndarray, spacing: Sequence[float], rng: np.random.Generator)
     hu += np.float32(noise) * rng.standard_normal(hu.shape, np.float32)
     np.maximum(hu, -1024, out=hu)
     return {"rotation_degrees": round(degrees, 3), "hu_shift": round(shift, 3), "noise_hu": round(noise, 3)}
+
+
+# Every `save_pretrained` of a processor then writes the code beside it.
+Mu2ImageProcessor.register_for_auto_class()
+
+__all__ = ["Mu2ImageProcessor"]
