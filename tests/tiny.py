@@ -6,16 +6,25 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_mu2.hub.assemble import image_processor_for, save_checkpoint
 from hf_mu2.hub.chat_template import adapt_chat_template
-from hf_mu2.hub.small_tokenizer import train_small_tokenizer
 from hf_mu2.model.configuration_mu2 import Mu2Config
 from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration
 from hf_mu2.model.processing_mu2 import Mu2Processor
 from hf_mu2.model.volume_mu2 import Volume, load_volume
 
+# Ids follow this order, as in the preset `tiny`: padding 0, start 1, user 2, assistant 3, end of turn 4, volume 5.
+SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>", "<|image|>", "<|system|>")
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
 TextModel = Literal["llama", "qwen3", "phi3"]
 
 
@@ -64,8 +73,20 @@ def tiny_config(text: TextModel = "llama", **overrides: Any) -> Mu2Config:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer whose text tokens are bytes, 263 in all."""
-    return train_small_tokenizer(vocab_size=0)
+    """Build a tokenizer whose text tokens are bytes, 263 in all, with a template that knows text only."""
+    pieces = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        extra_special_tokens=["<|user|>", "<|assistant|>", "<|image|>", "<|system|>"],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+    )
 
 
 def tiny_processor(config: Mu2Config | None = None) -> Mu2Processor:
