@@ -9,7 +9,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
@@ -74,9 +73,62 @@ def rotate(hidden_states: torch.Tensor) -> torch.Tensor:
     return rotated.to(hidden_states.dtype)
 
 
-# Score elements that one call may hold at once where a bias forces scores into memory: 2^26 are 256 MB in float32, two
-# frames of 2,048 tokens with 8 heads.
-_MAX_SCORES = 2**26
+# Scores one step may hold in memory, where a bias keeps attention from the kernels that hold none: 2^24 are 64 MB in fp32.
+_MAX_SCORES = 2**24
+
+
+class BiasedAttention(torch.autograd.Function):
+    """softmax(Q K^T / sqrt(d) + P) V on CPU, with a gradient for P, in bounded memory.
+
+    With a bias that wants a gradient PyTorch's CPU attention keeps the scores of all rows and heads. Here the forward pass
+    takes the kernel that keeps none, and the backward pass computes them again, a few rows or heads at a time:
+    dV = A^T dO, dS = A * (dO V^T - sum(dO * O)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d), dP = sum over rows of dS.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, bias):
+        with torch.no_grad():
+            output = biased_attention(query, key, value, mask, bias)
+        ctx.save_for_backward(query, key, value, mask, bias, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        query, key, value, mask, bias, output = ctx.saved_tensors
+        scale = query.shape[-1] ** -0.5
+        grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
+        grad_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
+        mean = (grad_output * output).sum(dim=-1, keepdim=True)
+        num_rows, num_heads = query.shape[:2]
+        heads_at_once = max(1, min(num_heads, _MAX_SCORES // bias[0].numel()))
+        rows_at_once = max(1, _MAX_SCORES // (heads_at_once * bias[0].numel()))
+        for head in range(0, num_heads, heads_at_once):
+            heads = slice(head, head + heads_at_once)
+            for row in range(0, num_rows, rows_at_once):
+                part = slice(row, row + rows_at_once), heads
+                q, k, v, grad = query[part], key[part], value[part], grad_output[part]
+                scores = (q * scale) @ k.transpose(-1, -2) + bias[heads]
+                if mask is not None:
+                    scores.masked_fill_(~mask[part[0]], float("-inf"))
+                weights = scores.softmax(dim=-1)
+                grad_value[part] = weights.transpose(-1, -2) @ grad
+                grad_scores = (grad @ v.transpose(-1, -2)).sub_(mean[part]).mul_(weights)
+                grad_bias[heads] += grad_scores.sum(dim=0)
+                grad_query[part] = grad_scores @ k * scale
+                grad_key[part] = grad_scores.transpose(-1, -2) @ q * scale
+        return grad_query, grad_key, grad_value, None, grad_bias.to(bias.dtype)
+
+
+def biased_attention(query, key, value, mask, bias):
+    """Let the fused kernel add the bias; with a mask, a few rows at a time, since each row has its own mask and bias."""
+    if mask is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
+    size = max(1, _MAX_SCORES // bias.numel())
+    rows = [
+        F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].masked_fill(~m, float("-inf")))
+        for q, k, v, m in zip(*(x.split(size) for x in (query, key, value, mask)))
+    ]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def attend(
@@ -86,33 +138,21 @@ def attend(
     mask: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Scaled dot-product attention with an optional additive bias, in bounded memory.
+    """Scaled dot-product attention with an optional additive bias.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): The usual three.
-        mask (`torch.BoolTensor` of shape `(rows, keys)` or `(queries, keys)` with `ndim` 2 or 4, *optional*):
-            Keys to attend, per row; a 4-D mask is used as it is.
+        mask (`torch.BoolTensor` of shape `(rows, keys)`, or one that broadcasts to the scores, *optional*): Keys to attend.
         bias (`torch.Tensor` of shape `(heads, queries, keys)`, *optional*): Added to every row's scores.
     """
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
     if bias is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-    def biased(query, key, value, mask, bias):
-        bias = bias[None] if mask is None else bias[None].masked_fill(~mask, float("-inf"))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-
-    size = max(1, _MAX_SCORES // bias.numel())
-    # On CPU a bias that wants a gradient takes the math path, which keeps all scores for the backward pass: recompute
-    # them a few rows at a time instead. CUDA kernels take the bias and its gradient as they are.
-    is_recomputed = torch.is_grad_enabled() and bias.requires_grad and query.device.type == "cpu"
-    rows = []
-    for i in range(0, len(query), size):
-        part = slice(i, i + size)
-        arguments = (query[part], key[part], value[part], None if mask is None else mask[part], bias)
-        rows.append(checkpoint(biased, *arguments, use_reentrant=False) if is_recomputed else biased(*arguments))
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    bias = bias.to(query.dtype)
+    if torch.is_grad_enabled() and bias.requires_grad and query.device.type == "cpu":
+        return BiasedAttention.apply(query, key, value, mask, bias)
+    return biased_attention(query, key, value, mask, bias)
 
 
 class Mu2Attention(nn.Module):
