@@ -261,7 +261,7 @@ def _refuse_unless_hu(array: np.ndarray, low: float, high: float, name: str) -> 
         else:
             reason = "no air, so an MR, a mask, a narrow window or another unit"
         raise VolumeError(f"{stop}: {reason}. {advice}")
-    steps = [max(1, n // most) for n, most in zip(array.shape, (24, 128, 128))]
+    steps = [max(1, n // most) for n, most in zip(array.shape, (24, 96, 96))]
     sample = array[:: steps[0], :: steps[1], :: steps[2]]
     air = np.mean((sample > -1200) & (sample < -400))
     soft = np.mean((sample > -200) & (sample < 300))
