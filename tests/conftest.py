@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 # Before anything imports torch or huggingface_hub. An explicit setting of the caller wins only for the threads.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
@@ -23,6 +24,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised checkpoint: fast, and fluent in nothing."""
+    from tests.tiny import make_tiny_checkpoint
+
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-mu2")
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """A folder of five NIfTI files, the fourth of them broken."""
+    import nibabel as nib
+
+    from tests.tiny import tiny_nifti
+
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    for index in range(5):
+        nib.save(tiny_nifti(index), folder / f"ct{index}.nii.gz")
+    content = (folder / "ct3.nii.gz").read_bytes()
+    (folder / "ct3.nii.gz").write_bytes(content[: len(content) // 2])
+    return folder
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,10 @@ def init(
     output: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
     preset: Annotated[str, typer.Option(help="mu2-1b, mu2-1b-paper, official or tiny.")] = "mu2-1b",
     vision_tower: Annotated[
-        str | None, typer.Option(help="M3D-CLIP weights: Hub id or file.", show_default="fresh")
+        str | None,
+        typer.Option(help="M3D-CLIP or a saved tower: file, folder or Hub id.", show_default="fresh"),
     ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the fresh weights.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Assemble a starting checkpoint.
@@ -78,7 +80,7 @@ def init(
     """
     from hf_mu2.hub.assemble import assemble
 
-    assemble(language_model, output, preset=preset, vision_tower=vision_tower)
+    assemble(language_model, output, preset=preset, vision_tower=vision_tower, seed=seed)
     _print_result({"checkpoint": str(output)}, f"Checkpoint: {output}", as_json)
 
 
@@ -190,13 +192,11 @@ def predict(
 
     Greedy, batched and resumable. On several processes: accelerate launch -m hf_mu2.cli predict ...
     """
-    from accelerate import PartialState
-
-    from hf_mu2.reporting.inference import load_reader
+    from hf_mu2.reporting.inference import load_reader, process_state
     from hf_mu2.reporting.predict import predict as run_predict
     from hf_mu2.reporting.studies import open_studies
 
-    state = PartialState()
+    state = process_state()
     result = run_predict(
         open_studies(dataset, split),
         out,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
@@ -72,6 +73,11 @@ class Reader:
             Answer(text.strip(), "eos" if is_stopped else "length")
             for text, is_stopped in zip(texts, stopped)
         ]
+
+
+def process_state() -> PartialState:
+    """Join the processes that accelerate or torchrun started; accelerate joins those on a CPU only when told so."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def load_reader(model: str | Path | None = None, device: torch.device | str | None = None) -> Reader:

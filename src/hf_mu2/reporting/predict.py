@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from tqdm import tqdm
 
 from hf_mu2.reporting.environment import library_versions
-from hf_mu2.reporting.inference import Reader, to_json, write_atomic
+from hf_mu2.reporting.inference import Reader, process_state, to_json, write_atomic
 from hf_mu2.reporting.studies import LoadedStudy, Studies, read_batches
 
 
@@ -50,7 +49,7 @@ def predict(
         reader (`Reader`): From `load_reader`, on this process's device.
         question (`str`, *optional*): Asked of every study instead of the dataset's own prompt.
     """
-    out, state, started = Path(out), PartialState(), time.perf_counter()
+    out, state, started = Path(out), process_state(), time.perf_counter()
     settings = {
         "model": reader.name,
         "question": question,
