@@ -1,13 +1,12 @@
 """PhantomCT: synthetic chest CT in HU with known findings, the mask of each, and the report that follows from them.
 
 Reads: nothing; every study is computed from its seed.
-Writes: a folder that `datasets.load_dataset` and `trl sft|dpo --dataset_name` open directly (NIfTI and `metadata.jsonl`).
+Writes: a folder that `load_dataset` and `trl sft|dpo --dataset_name` open directly (NIfTI and `metadata.jsonl`).
 
 Licence: CC0-1.0, no patient data is involved. Research use, not a medical device.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -146,6 +145,8 @@ def make_phantom(
         raise ValueError(
             f"`spacing` must be three values of 0.3 to 20 mm, got {spacing}. Pass (z, y, x) in mm."
         )
+    if seed < 0:
+        raise ValueError(f"`seed` must not be negative, got {seed}. Pass 0 or more.")
     labels = draw_labels(seed) if labels is None else list(labels)
     unknown = sorted(set(labels) - set(FINDING_LABELS))
     if unknown:
@@ -177,7 +178,7 @@ def make_phantom(
 def random_spacing(seed: int) -> tuple[float, float, float]:
     """Draw a spacing in mm along (z, y, x): slices of 2 to 6 mm, 1.4 to 3 mm in plane."""
     rng = stream(seed, "spacing")
-    in_plane = float(rng.uniform(1.4, 3.0).round(2))
+    in_plane = round(float(rng.uniform(1.4, 3.0)), 2)
     return float(rng.choice([2.0, 2.5, 3.0, 4.0, 5.0, 6.0])), in_plane, in_plane
 
 
@@ -262,8 +263,8 @@ def write_phantoms(
     A killed run continues where it stopped. Masks go to `<out>_masks`, outside what `load_dataset(out)` sweeps up.
 
     Args:
-        view (`str`): `"sft"` (prompt, completion) or `"preference"` (prompt, chosen, rejected; the rejected report has one
-            finding dropped, added or moved to the other side).
+        view (`str`): `"sft"` (prompt, completion) or `"preference"` (prompt, chosen, rejected; the rejected report
+            has one finding dropped, added or moved to the other side).
         spacing (`Sequence[float]`, *optional*): mm along (z, y, x); drawn per study when not given.
         num_workers (`int`): Processes.
     """
@@ -317,7 +318,7 @@ def _write_study(job: tuple) -> dict:
     for place, array in ((folder, phantom.volume), (masks, phantom.masks)):
         partial = place / f".partial_{name}"
         nib.save(phantom.nifti(array), partial)
-        os.replace(partial, place / name)
+        partial.replace(place / name)
     prompt = str(stream(seed, "prompt").choice(PROMPTS))
     answer = report_text(phantom.report)
     row = {
@@ -342,7 +343,7 @@ def _write_study(job: tuple) -> dict:
 def _replace_text(path: Path, text: str) -> None:
     partial = path.with_name(f".partial_{path.name}")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _card(manifest: dict) -> str:
@@ -353,6 +354,7 @@ tags: [medical, ct, synthetic]
 ---
 # PhantomCT
 
-{manifest["n"]} synthetic chest CT studies (seed {manifest["seed"]}, {manifest["difficulty"]}, view `{manifest["view"]}`) with
-reports that follow from the drawn findings. {manifest["notice"]} Generator version {manifest["generator_version"]}.
+{manifest["n"]} synthetic chest CT studies with reports that follow from the drawn findings. {manifest["notice"]}
+
+Seed {manifest["seed"]}, {manifest["difficulty"]}, view `{manifest["view"]}`, generator {manifest["generator_version"]}.
 """

@@ -1,13 +1,14 @@
 """The normal chest of PhantomCT: a parametric body in millimetres, rendered on any voxel grid.
 
-Points and boxes are (x, y, z) in RAS millimetres (x to the patient's right, y anterior, z superior) with the carina near the
-origin; arrays are (depth, height, width). Every shape is a signed depth (positive inside, mm), so one definition serves both the
-voxel grid and the placement of lesions, and the same seed shows the same chest at every spacing.
+Points and boxes are (x, y, z) in RAS millimetres (x to the patient's right, y anterior, z superior) with the carina
+near the origin; arrays are (depth, height, width). Every shape is a signed depth (positive inside, mm), so one
+definition serves both the voxel grid and the placement of lesions, and a seed shows the same chest at every spacing.
 """
 
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Canvas:
         self.spacing = tuple(float(s) for s in spacing)  # (z, y, x)
         axes = []
         for lo, hi, step in zip(low[::-1], high[::-1], self.spacing, strict=True):
-            count = max(1, int(round((hi - lo) / step)))
+            count = max(1, round((hi - lo) / step))
             start = (lo + hi) / 2 - step * (count - 1) / 2
             axes.append((start + step * np.arange(count)).astype(np.float32))
         self.axes = axes
@@ -58,7 +59,7 @@ class Canvas:
         return affine
 
     def box(self, low: Sequence[float], high: Sequence[float]):
-        """Return the index of a box in mm (grown by one voxel) and its open z, y, x coordinates; None outside the grid."""
+        """Return the index of a box in mm, a voxel larger, and its open z, y, x coordinates; None outside the grid."""
         index = []
         for axis, step, lo, hi in zip(self.axes, self.spacing, low[::-1], high[::-1], strict=True):
             start = max(0, int(np.floor((lo - axis[0]) / step)))
@@ -132,7 +133,7 @@ class Canvas:
         self, points, radius: float, hu: float, bit: int | None = None, within: np.ndarray | None = None
     ):
         """Paint a polyline of capsules, optionally only `within` an occupancy of the whole grid."""
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in pairwise(points):
             found = self.tube(start, end, radius)
             if found is not None:
                 region, occupancy = found
@@ -322,10 +323,13 @@ class Anatomy:
     def aorta(self) -> np.ndarray:
         """Return points of the aortic centre line from the root over the arch to the hiatus."""
         y, r = self.spine_y, self.aorta_radius
-        return np.array([
-            [8, 24, -34], [13, 28, -8], [13, 24, 14], [5, 12, 30], [-8, -8, 33], [-19, y + 30, 22],
-            [-23, y + 18 + r * 0.4, 0], [-23, y + 17 + r * 0.5, -60], [-14, y + 18 + r * 0.6, -120], [-10, y + 20 + r * 0.6, -175],
-        ])  # fmt: skip
+        rise = [[8, 24, -34], [13, 28, -8], [13, 24, 14]]
+        arch = [[5, 12, 30], [-8, -8, 33], [-19, y + 30, 22]]
+        fall = [[-23, 18, 0], [-23, 17, -60], [-14, 18, -120], [-10, 20, -175]]
+        fall = [
+            [x, y + dy + r * share, z] for (x, dy, z), share in zip(fall, (0.4, 0.5, 0.6, 0.6), strict=True)
+        ]
+        return np.array(rise + arch + fall)
 
     def esophagus(self) -> np.ndarray:
         y = self.spine_y

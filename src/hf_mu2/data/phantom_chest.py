@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .phantom_anatomy import Anatomy, Canvas, side_sign, stream
+from .phantom_anatomy import Anatomy, Canvas, stream
+from .study import FINDING_LABELS
+
+BIT = {label: bit for bit, label in enumerate(FINDING_LABELS)}
+EVERYWHERE = (slice(None),) * 3  # the region of the whole grid
 
 
 @dataclass
@@ -21,7 +25,7 @@ class Scene:
     scale: float = 1.0  # easy phantoms have larger findings
 
     def fill_lung(self, region, share: np.ndarray, hu: float, bit: int) -> None:
-        """Replace a share of each voxel, taken from its lung part, so that no dark line of lung stays along the wall."""
+        """Replace a share of each voxel's lung part, so that no dark line stays along the wall."""
         lung = self.lung[region]
         share = share * lung
         view = self.canvas.hu[region]
@@ -30,6 +34,16 @@ class Scene:
         )
         view[...] = np.where((view > hu) | (lung > 0.9), view + share * (hu - view), filled)
         self.canvas.mark(region, share > 0.5, bit)
+
+
+def graded(value: float, moderate: float, severe: float) -> str:
+    """Name the severity of a size."""
+    return "severe" if value >= severe else "moderate" if value >= moderate else "mild"
+
+
+def pick_side(rng: np.random.Generator) -> str:
+    """Draw a side of the patient."""
+    return "right" if rng.random() < 0.5 else "left"
 
 
 def render_chest(anatomy: Anatomy, canvas: Canvas) -> Scene:
@@ -45,9 +59,8 @@ def render_chest(anatomy: Anatomy, canvas: Canvas) -> Scene:
     for solid in (mediastinum, heart, spine):
         depth = np.minimum(depth, -solid)
     lung = c.occupancy(depth)
-    everything = (slice(None),) * 3
     inside = c.occupancy(cavity)
-    c.paint(everything, inside * c.occupancy(np.maximum(mediastinum, heart + 5)), a.fat_hu + 4)
+    c.paint(EVERYWHERE, inside * c.occupancy(np.maximum(mediastinum, heart + 5)), a.fat_hu + 4)
     _abdomen(a, c, inside, below)
     _lung(a, c, lung)
     scene = Scene(a, c, lung, depth, cavity, a.lobe(z, y, x), a.airways())
@@ -59,10 +72,9 @@ def render_chest(anatomy: Anatomy, canvas: Canvas) -> Scene:
 
 
 def _soft_tissue(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
-    everything = (slice(None),) * 3
     _table(a, c)
     body = a.body(c.z, c.y, c.x)
-    c.paint(everything, c.occupancy(body), 10)
+    c.paint(EVERYWHERE, c.occupancy(body), 10)
     if a.breast:
         for side in (1, -1):
             reach = np.array([48.0, a.breast, 52.0]) * (1, 1, 0.8 + a.breast / 200)
@@ -98,10 +110,10 @@ def _soft_tissue(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
                 a.muscle_hu - 30,
             )
             c.line([(side * width, a.center_y - 30, 60.0), (side * width, a.center_y - 20, -180.0)], 11, 500)
-    c.paint(everything, c.occupancy(body - 2), a.fat_hu)
+    c.paint(EVERYWHERE, c.occupancy(body - 2), a.fat_hu)
     wobble = c.noise_field(stream(a.seed, "muscle"), 40)
     c.paint(
-        everything, c.occupancy(np.minimum(body - a.fat + 2.5 * wobble, 8 - cavity + a.muscle)), a.muscle_hu
+        EVERYWHERE, c.occupancy(np.minimum(body - a.fat + 2.5 * wobble, 8 - cavity + a.muscle)), a.muscle_hu
     )
     rng = stream(a.seed, "fat planes")
     for side in (1, -1):  # axillary and neck fat
@@ -118,8 +130,8 @@ def _table(a: Anatomy, c: Canvas) -> None:
     low, _ = a.field_of_view()
     top = low[1] + 20
     height = c.y - top - np.float32(a.table_curve) * c.x**2 + np.float32(12)
-    c.paint((slice(None),) * 3, c.occupancy(2.0 - np.abs(height)), a.table_hu + 200)
-    c.paint((slice(None),) * 3, c.occupancy(np.minimum(-height, height + 16)), -920)
+    c.paint(EVERYWHERE, c.occupancy(2.0 - np.abs(height)), a.table_hu + 200)
+    c.paint(EVERYWHERE, c.occupancy(np.minimum(-height, height + 16)), -920)
 
 
 def _bones(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
@@ -194,15 +206,14 @@ def _spine(a: Anatomy, c: Canvas) -> None:
 
 
 def _abdomen(a: Anatomy, c: Canvas, inside: np.ndarray, below: np.ndarray) -> None:
-    everything = (slice(None),) * 3
     rng = stream(a.seed, "abdomen")
     under = inside * c.occupancy(below)
-    c.paint(everything, under, a.fat_hu)
-    c.paint(everything, inside * c.occupancy(np.minimum(below, 3.5 - below)), a.muscle_hu - 5)
+    c.paint(EVERYWHERE, under, a.fat_hu)
+    c.paint(EVERYWHERE, inside * c.occupancy(np.minimum(below, 3.5 - below)), a.muscle_hu - 5)
     edge = rng.uniform(-45, -5)
     texture = 6 * c.noise_field(rng, 30)
     liver = np.minimum(below - 3, c.x - edge - 0.35 * (c.y - a.center_y) * -1 - texture)
-    c.paint(everything, inside * c.occupancy(liver), a.liver_hu + 0.4 * a.contrast_hu)
+    c.paint(EVERYWHERE, inside * c.occupancy(liver), a.liver_hu + 0.4 * a.contrast_hu)
     organ = inside * c.occupancy(below - 4)
     for _ in range(rng.integers(0, 4)):  # simple liver cysts
         center = (
@@ -237,7 +248,7 @@ def _lung(a: Anatomy, c: Canvas, lung: np.ndarray) -> None:
     flat = np.where((c.x > 0) & (oblique > 0), np.abs(c.z - horizontal + 6 + warp), 99)
     line = np.minimum(np.abs(oblique + warp) * 0.78, flat)
     value += 110 * np.clip(1 - line / max(1.2, c.edge), 0, 1) * min(1.0, 1.2 / c.edge)
-    c.paint((slice(None),) * 3, lung, value)
+    c.paint(EVERYWHERE, lung, value)
     if rng.random() < 0.06:  # azygos lobe: an extra fissure at the right apex
         found = c.box((10, -60, 30), (70, 40, a.apex))
         if found is not None:
@@ -280,8 +291,7 @@ def _lung_vessels(scene: Scene) -> None:
 
 
 def _heart(a: Anatomy, c: Canvas, heart: np.ndarray, inside: np.ndarray) -> None:
-    everything = (slice(None),) * 3
-    c.paint(everything, c.occupancy(heart) * inside, 48 + 0.45 * a.contrast_hu)
+    c.paint(EVERYWHERE, c.occupancy(heart) * inside, 48 + 0.45 * a.contrast_hu)
     basis = a.heart_basis
     for shift, scale in ((-0.42, 0.4), (0.28, 0.46)):  # atria, ventricles
         for lateral in (0.42, -0.42):
