@@ -231,13 +231,16 @@ class Mu2Model(Mu2PreTrainedModel):
 class Mu2ForConditionalGeneration(Mu2PreTrainedModel, GenerationMixin):
     """mu2 with a language-model head: writes reports, computes the loss."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: Mu2Config):
         super().__init__(config)
         self.model = Mu2Model(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # Language models name their embeddings differently: `embed_tokens`, `wte`, `embed_in`.
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
