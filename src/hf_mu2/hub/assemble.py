@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_mu2.model.configuration_mu2 import PRESETS, Mu2Config
+from hf_mu2.model.configuration_mu2 import PRESETS, Mu2Config, Mu2VisionConfig
 from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration
 from hf_mu2.model.modeling_mu2_tokenizer import Mu2Tokenizer
@@ -87,12 +88,13 @@ def assemble(
     fields: dict[str, Any] = {
         "text_config": lm.config,
         "vision_config": {**tower_fields, **overrides.pop("vision_config", {})},
-        "tokenizer_config": overrides.pop("tokenizer_config", {}),
+        "tokenizer_config": dict(overrides.pop("tokenizer_config", {})),
         "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         "question_end_token_ids": question_end,
     }
     if PRESETS[preset]["tokenizer_config"].get("projection") == "before":
-        fields["tokenizer_config"] = {"hidden_size": lm.config.hidden_size, **fields["tokenizer_config"]}
+        width = lm.config.hidden_size
+        fields["tokenizer_config"] |= {"hidden_size": width, "text_hidden_size": width}
     config = Mu2Config.from_preset(preset, **fields, **overrides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -128,8 +130,9 @@ def join(
     """
     with torch.device("meta"):
         model = Mu2ForConditionalGeneration(config)
-    parts = model.model
-    is_same = isinstance(lm.base_model, type(parts.language_model)) and lm.get_output_embeddings() is not None
+    parts, head = model.model, lm.get_output_embeddings()
+    is_same = isinstance(lm.base_model, type(parts.language_model)) and isinstance(head, nn.Linear)
+    is_same = is_same and head.bias is None
     parts.vision_tower = Mu2VisionModel._from_config(config.vision_config)
     parts.mu2_tokenizer = Mu2Tokenizer._from_config(config.tokenizer_config)
     if tower_state is not None:
@@ -143,7 +146,7 @@ def join(
     parts.vision_tower.to(lm.dtype)
     parts.mu2_tokenizer.to(lm.dtype)
     if is_same:
-        parts.language_model, model.lm_head = lm.base_model, lm.get_output_embeddings()
+        parts.language_model, model.lm_head = lm.base_model, head
         model.tie_weights()
         input_ids = torch.arange(8, device=lm.device)[None] % config.text_config.vocab_size
         with torch.inference_mode():
@@ -198,9 +201,8 @@ def load_vision_tower(source: str | Path | None) -> tuple[dict[str, Any], dict[s
     path = Path(source)
     if (path / "config.json").is_file():
         tower = Mu2VisionModel.from_pretrained(path)
-        defaults = type(tower.config)().to_dict()
-        fields = {name: value for name, value in tower.config.to_diff_dict().items() if name in defaults}
-        return {name: fields[name] for name in fields if name not in _BOOKKEEPING}, tower.state_dict()
+        fields = tower.config.to_dict()
+        return {name: fields[name] for name in Mu2VisionConfig.__annotations__}, tower.state_dict()
 
     from huggingface_hub import hf_hub_download
 
@@ -213,9 +215,6 @@ def load_vision_tower(source: str | Path | None) -> tuple[dict[str, Any], dict[s
     is_safe = path.suffix == ".safetensors"
     state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     return convert_vision_state(state)
-
-
-_BOOKKEEPING = ("transformers_version", "architectures", "model_type", "dtype")
 
 
 def take_slot(tokenizer: PreTrainedTokenizerBase, token: str) -> PreTrainedTokenizerBase:
