@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_mu2 import Mu2TokenizerConfig
-from .modeling_mu2_vision import as_sdpa, open_empty_rows
+from .modeling_mu2_vision import as_checkpoint_input, as_sdpa, open_empty_rows
 
 
 # Linear layers with an initialisation of their own. Transformers initialises custom code leaf by leaf and passes over
@@ -265,7 +265,7 @@ class SpatioTemporalRefiner(nn.Module):
         if self.frame_embedding is not None:
             tokens = tokens + self.frame_embedding[: tokens.shape[1]] + self.token_embedding
         for layer in self.layers:
-            tokens = layer(tokens, mask)
+            tokens = layer(as_checkpoint_input(tokens, layer), mask)
         return tokens if self.norm is None else self.norm(tokens)
 
 
@@ -412,6 +412,7 @@ class TextConditionedAggregation(nn.Module):
             visual_mask = torch.block_diag(*blocks)[None, None]
         queries = self.query_tokens.expand(len(visual), -1, -1)
         for layer in self.layers:
+            queries = as_checkpoint_input(queries, layer)
             queries = layer(queries, visual, visual_mask, question, question_mask)
         return self.aggregation(queries, visual, visual_mask)
 

@@ -16,6 +16,14 @@ def open_empty_rows(mask: torch.Tensor) -> torch.Tensor:
     return mask | ~mask.any(dim=-1, keepdim=True)
 
 
+def as_checkpoint_input(hidden_states: torch.Tensor, layer: GradientCheckpointingLayer) -> torch.Tensor:
+    """Let the input of a checkpointed layer that learns require a gradient: reentrant checkpoints look at nothing else."""
+    if not (layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()) or hidden_states.requires_grad:
+        return hidden_states
+    learns = any(parameter.requires_grad for parameter in layer.parameters())
+    return hidden_states.detach().requires_grad_() if learns else hidden_states
+
+
 class Mu2VisionAttention(nn.Module):
     def __init__(self, config: Mu2VisionConfig):
         super().__init__()
@@ -144,7 +152,10 @@ class Mu2VisionModel(PreTrainedModel):
         size = self.config.frames_per_chunk
         hidden_states = torch.cat(
             [
-                self.encoder(frames[i : i + size], None if mask is None else mask[i : i + size])
+                self.encoder(
+                    as_checkpoint_input(frames[i : i + size], self.encoder),
+                    None if mask is None else mask[i : i + size],
+                )
                 for i in range(0, len(frames), size)
             ]
         )
