@@ -12,7 +12,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 TORCH := $(shell sed -n 's/^\(torch[=<>][^ ;]*\).*/\1/p' $(CONSTRAINTS))
 
 # The first interpreter that runs, is new enough and can make environments; a pyenv shim may exist and still not run.
@@ -75,7 +75,7 @@ types: $(BIN)/.stamp-dev
 	$(BIN)/mypy
 
 wheel: $(BIN)/.stamp-torch
-	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip --disable-pip-version-check wheel -qq --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
 
 # The embedded checkpoint may cost an installer at most 15 MB of the wheel.

@@ -87,10 +87,9 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
         model (`str` or `Path`, *optional*): Checkpoint folder or Hub id; by default the embedded demo checkpoint.
         device (`torch.device` or `str`, *optional*): Where to run; by default the first accelerator, else the CPU.
     """
-    source = hf_mu2.embedded_checkpoint() if model is None or str(model) == DEMO_MODEL else Path(model)
-    is_demo = source.resolve() == hf_mu2.embedded_checkpoint().resolve()
-    if not source.exists():
-        source = str(model)  # a Hub id
+    folder = hf_mu2.embedded_checkpoint() if model is None or str(model) == DEMO_MODEL else Path(model)
+    is_demo = folder.resolve() == hf_mu2.embedded_checkpoint().resolve()
+    source = str(folder if folder.exists() or is_demo else model)  # what is no folder may be a Hub id
     device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -98,7 +97,7 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
     loaded = AutoModelForImageTextToText.from_pretrained(
         source, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16
     )
-    name = source if isinstance(source, str) else source.resolve().name
+    name = folder.resolve().name if folder.exists() else source
     return Reader(loaded.eval().to(device), processor, name, is_demo)
 
 

@@ -145,6 +145,6 @@ def describe_command(request: Request, model: str) -> str:
 
 def content_id(volume: Volume) -> str:
     """Name a volume by its voxels and geometry: stable across copies, and silent about whose it is."""
-    digest = hashlib.blake2b(np.ascontiguousarray(volume.array), digest_size=6)
+    digest = hashlib.blake2b(np.ascontiguousarray(volume.array).data, digest_size=6)
     digest.update(np.asarray(volume.affine, dtype=np.float64).round(4).tobytes())
     return f"ct-{digest.hexdigest()}"
