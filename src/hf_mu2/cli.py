@@ -86,18 +86,44 @@ def init(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="pytorch_model.bin, pretrained_ViT.bin, or their folder.")],
+    source: Annotated[str, typer.Argument(help="Weights file, its folder, or a Hub id.")],
     output: Annotated[Path, typer.Argument(help="Folder of the converted checkpoint.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Published config.json, where it is not beside the weights.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Tokenizer: folder or Hub id.", show_default="the one beside the weights"),
+    ] = None,
+    language_model: Annotated[
+        str | None, typer.Option(help="Base language model, for weights without config.json.")
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="Alpha of a LoRA dump.", show_default="its config's")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert official weights.
 
-    An official mu2 checkpoint or an M3D-CLIP vision tower, every key accounted for.
+    An official mu2 checkpoint or an M3D-CLIP vision tower, every key accounted for. Prints what was detected.
     """
     from hf_mu2.hub.convert import convert_checkpoint
 
-    convert_checkpoint(source, output)
-    _print_result({"checkpoint": str(output)}, f"Checkpoint: {output}", as_json)
+    convert_checkpoint(
+        source,
+        output,
+        config=config,
+        tokenizer=tokenizer,
+        language_model=language_model,
+        lora_alpha=lora_alpha,
+    )
+    detected = json.loads((output / "config.json").read_text(encoding="utf-8"))["conversion"]
+    lines = [f"{name}: {_brief(value)}" for name, value in detected.items() if value not in (None, [])]
+    _print_result(
+        {"checkpoint": str(output), "detected": detected},
+        "\n".join([*lines, f"Checkpoint: {output}"]),
+        as_json,
+    )
 
 
 @app.command()
