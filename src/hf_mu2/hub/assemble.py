@@ -266,7 +266,9 @@ def _all_ends(lm: PreTrainedModel, end_of_turn: int) -> list[int]:
 
 def save_checkpoint(model: Mu2ForConditionalGeneration, processor: Mu2Processor, folder: str | Path) -> Path:
     """Save model, code, processor and generation configuration; the processor first, since it may refuse."""
-    folder = Path(folder)
+    folder, config = Path(folder), model.config
+    for part in (config.text_config, config.vision_config, config.tokenizer_config):
+        part.dtype = model.dtype  # as loading sets it, so that what is loaded is saved alike
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):  # safetensors writes them for the owner alone
