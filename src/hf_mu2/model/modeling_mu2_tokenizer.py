@@ -307,7 +307,7 @@ class TokenSelection(nn.Module):
         order = order.gather(1, slots)
         selected = tokens.gather(1, order[:, :, None].expand(-1, -1, tokens.shape[-1]))
         gate = scores.gather(1, order).sigmoid()[:, :, None]
-        return selected * (1 + gate - gate.detach())
+        return selected * (1 + (gate - gate.detach()))
 
 
 # --------------------------------------------------------------------------------- DMTP: dynamic multi-scale pooling
