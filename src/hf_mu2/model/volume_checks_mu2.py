@@ -59,6 +59,8 @@ def canonical_hu(
     if spacing is not None:
         spacing = checked_spacing(spacing, "the `spacing` argument")
     array, low, high = _to_hu(stored, clamp)
+    if check_hu:
+        _refuse_unless_hu(array, low, high, stored.name)
     affine = stored.affine if stored.affine is not None else _assumed_affine(stored, spacing, orientation)
     array, affine, codes = _canonical(array, affine, stored)
     if stored.affine is not None and spacing is not None:
@@ -66,8 +68,6 @@ def canonical_hu(
         stored.steps.append("spacing given by the caller")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
     depth_mm, height_mm, width_mm = checked_spacing(lengths, f"`{stored.name}`")
-    if check_hu:
-        _refuse_unless_hu(array, low, high, stored.name)
     if depth_mm >= THICK_SLICE_MM and len(array) > 1:
         warn_out_of_domain(
             f"`{stored.name}` has slices {depth_mm:g} mm apart; the models are made for less than "
@@ -256,19 +256,20 @@ def _refuse_unless_hu(array: np.ndarray, low: float, high: float, name: str) -> 
             reason = "8-bit grey levels of a windowed picture, the HU are lost"
         elif low >= -10 and high <= 10:
             reason = "normalised values; the image processor applies the window itself"
-        elif low >= 0 and high > 1500:
+        elif low > -200 and high > 1500:
             reason = "no air, so the rescale intercept (about -1024) was not applied, or it is an MR"
         else:
             reason = "no air, so an MR, a mask, a narrow window or another unit"
         raise VolumeError(f"{stop}: {reason}. {advice}")
-    steps = [max(1, n // most) for n, most in zip(array.shape, (24, 96, 96))]
+    steps = [max(1, n // most) for n, most in zip(array.shape, (96, 96, 24))]
     sample = array[:: steps[0], :: steps[1], :: steps[2]]
-    air = np.mean((sample > -1200) & (sample < -400))
+    air = np.mean((sample > AIR_HU) & (sample < -400))  # above clamped padding
     soft = np.mean((sample > -200) & (sample < 300))
-    # A second intercept moves soft tissue to about -980 and air to -2024, where bone alone is left near 0.
-    if low < -1500 and soft < 0.02 and air > 2 * soft:
-        raise VolumeError(f"{stop} and almost no soft tissue: the rescale was applied twice. {advice}")
     if air < 1e-4:
         raise VolumeError(f"{stop} but no air near -1000: the rescale was not applied. {advice}")
-    if soft < 1e-3:
-        raise VolumeError(f"{stop} but no soft tissue near 0: there is no body in the volume. {advice}")
+    # Real volumes have 24 % and more. A second intercept moves soft tissue to about -980; bone alone, at most .5 %,
+    # then lies near 0.
+    if soft < 0.01:
+        raise VolumeError(
+            f"{stop} but almost no soft tissue near 0: the rescale was applied twice, or no body is in it. {advice}"
+        )

@@ -253,9 +253,7 @@ def _decode(item: bytes | Path, name: str) -> np.ndarray:
         hu = np.clip(stored.astype(np.int32) * int(slope) + int(intercept), -32768, 32767).astype(np.int16)
     else:
         hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    if (
-        padding is not None and padding * slope + intercept < -500
-    ):  # some scanners pad with a value that tissue has
+    if padding is not None and padding * slope + intercept < -500:  # else it would erase tissue of that value
         hu[stored == padding] = AIR_HU
     return hu
 

@@ -209,7 +209,8 @@ def _read_nifti(stream: BinaryIO, name: str, channel: int | None, max_voxels: in
             f"A NIfTI header must be readable, that of `{name}` is not ({error}). Export it again."
         ) from error
     refuse_shape(shape, name, channel, max_voxels)
-    voxels = _read_voxels(stream, head, shape, dtype, int(offset), name)
+    offset = int(offset) or kind.single_vox_offset  # some writers leave it 0
+    voxels = _read_voxels(stream, head, shape, dtype, offset, name)
     return _stored_nifti(voxels, header, affine, slope, inter, name, channel, is_ours=True)
 
 
