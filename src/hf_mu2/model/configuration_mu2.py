@@ -8,7 +8,7 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 
 
 _AUTO_MAP = {
@@ -311,10 +311,11 @@ class Mu2Config(PreTrainedConfig):
     """
 
     model_type = "mu2"
-    sub_configs_defaults = {
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-        "vision_config": SubConfigSpec(config_class=Mu2VisionConfig),
-        "tokenizer_config": SubConfigSpec(config_class=Mu2TokenizerConfig),
+    # Not `sub_configs_defaults`, which transformers 5.17 does not know.
+    sub_configs = {
+        "text_config": AutoConfig,
+        "vision_config": Mu2VisionConfig,
+        "tokenizer_config": Mu2TokenizerConfig,
     }
 
     text_config: dict | PreTrainedConfig | None = None
@@ -327,13 +328,26 @@ class Mu2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs["auto_map"] = {**_AUTO_MAP, **(kwargs.get("auto_map") or {})}
-        super().__post_init__(**kwargs)
+        # Remote code from a folder has several classes of the same name: ask for the base class only.
+        if not isinstance(self.text_config, PreTrainedConfig):
+            fields = dict(self.text_config or {})
+            self.text_config = AutoConfig.for_model(fields.pop("model_type", "llama"), **fields)
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = Mu2VisionConfig(**(self.vision_config or {}))
+        surroundings = {
+            "vision_hidden_size": self.vision_config.hidden_size,
+            "text_hidden_size": self.text_config.hidden_size,
+            "frame_grid": self.vision_config.grid,
+        }
+        if isinstance(self.tokenizer_config, PreTrainedConfig):
+            for name, value in surroundings.items():
+                setattr(self.tokenizer_config, name, value)
+            self.tokenizer_config.validate()
+        else:
+            self.tokenizer_config = Mu2TokenizerConfig(**{**(self.tokenizer_config or {}), **surroundings})
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        self.tokenizer_config.vision_hidden_size = self.vision_config.hidden_size
-        self.tokenizer_config.text_hidden_size = self.text_config.hidden_size
-        self.tokenizer_config.frame_grid = self.vision_config.grid
-        self.tokenizer_config.validate()
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "Mu2Config":
