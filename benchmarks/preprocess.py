@@ -46,16 +46,16 @@ def run(path: Path) -> None:
     print(
         f"{path.name}: {volume.array.shape}, {path.stat().st_size / 1e6:.1f} MB, {torch.get_num_threads()} thread(s)"
     )
-    bare = {"read + decompress, Python gzip": lambda: gzip.decompress(path.read_bytes())}
-    bare |= fast_readers(path, volume.array.nbytes + 352)
-    seconds = {name: median_seconds(read) for name, read in bare.items()}
-    fastest = min(seconds.values())
-    seconds["load_volume"] = median_seconds(lambda: load_volume(path))
-    seconds["ours, anti-aliased (default)"] = median_seconds(lambda: smooth(str(path), return_tensors="pt"))
-    seconds["ours, plain trilinear"] = median_seconds(lambda: plain(str(path), return_tensors="pt"))
+    readers = {"read + decompress, Python gzip": lambda: gzip.decompress(path.read_bytes())}
+    readers |= fast_readers(path)
+    calls = {**readers, "load_volume": lambda: load_volume(path)}
+    calls["ours, anti-aliased (default)"] = lambda: smooth(str(path), return_tensors="pt")
+    calls["ours, plain trilinear"] = lambda: plain(str(path), return_tensors="pt")
     monai = monai_chain(plain, path)
     if monai is not None:
-        seconds["MONAI, the same grid"] = median_seconds(lambda: monai(str(path)), runs=3)
+        calls["MONAI, the same grid"] = lambda: monai(str(path))
+    seconds = median_seconds(calls)
+    fastest = min(seconds[name] for name in readers)
     print(f"{'':34}{'seconds':>9}{'/ fastest read':>16}{'/ ours':>9}")
     for name, value in seconds.items():
         ratio = value / seconds["ours, anti-aliased (default)"]
@@ -71,36 +71,30 @@ def run(path: Path) -> None:
     print(f"agreement in the body, plain trilinear: median {median:.3f} HU, p99 {p99:.3f} HU (aim 2 and 20)")
 
 
-def median_seconds(call: Callable[[], object], runs: int = RUNS) -> float:
-    times = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def median_seconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Time the calls in turn, round after round, so that a busy machine slows all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(RUNS + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def fast_readers(path: Path, size: int) -> dict[str, Callable[[], object]]:
-    """Return bare reads of the file into one buffer, per fast gzip library at hand."""
+def fast_readers(path: Path) -> dict[str, Callable[[], object]]:
+    """Return bare reads of the file, per fast gzip library at hand."""
     readers: dict[str, Callable[[], object]] = {}
     try:
-        from isal import igzip
+        from isal import isal_zlib
 
-        def read_isal() -> None:
-            with igzip.open(path) as stream:
-                stream.readinto(memoryview(np.empty(size, np.uint8)))
-
-        readers["read + decompress, isal"] = read_isal
+        readers["read + decompress, isal"] = lambda: isal_zlib.decompress(path.read_bytes(), 31)
     except ImportError:
         pass
     try:
-        from zlib_ng import gzip_ng
+        from zlib_ng import zlib_ng
 
-        def read_zlib_ng() -> None:
-            with gzip_ng.open(path) as stream:
-                stream.readinto(memoryview(np.empty(size, np.uint8)))
-
-        readers["read + decompress, zlib-ng"] = read_zlib_ng
+        readers["read + decompress, zlib-ng"] = lambda: zlib_ng.decompress(path.read_bytes(), 31)
     except ImportError:
         pass
     return readers
