@@ -14,12 +14,11 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from hf_mu2.model.configuration_mu2 import Mu2Config, Mu2VisionConfig
-from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration
 from hf_mu2.model.modeling_mu2_vision import Mu2VisionModel
 from hf_mu2.model.processing_mu2 import IMAGE_TOKEN, Mu2Processor, find_question_end
 
-from .assemble import save_checkpoint, take_slot
+from .assemble import image_processor_for, save_checkpoint, take_slot
 from .chat_template import adapt_chat_template
 from .official_keys import OfficialKey, check_state, convert_state, official_keys, vision_keys
 from .official_layout import count_parameters, find_layout, frame_fields, vision_fields
@@ -297,16 +296,8 @@ def _build_processor(config: Mu2Config, tokenizer: PreTrainedTokenizerBase) -> M
             f"token renamed to `{IMAGE_TOKEN}`."
         )
     config.question_end_token_ids = find_question_end(tokenizer, template)
-    slices, height, width = config.vision_config.frame_size
-    image_processor = Mu2ImageProcessor(
-        mode="official",
-        size={"height": height, "width": width},
-        num_slices=slices,
-        patch_depth=config.vision_config.patch_size[0],
-        max_frames=config.tokenizer_config.max_frames,
-    )
     return Mu2Processor(
-        image_processor,
+        image_processor_for(config),
         tokenizer,
         num_query_tokens=config.tokenizer_config.num_query_tokens,
         question_end_token_ids=config.question_end_token_ids,

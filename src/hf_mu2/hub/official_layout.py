@@ -168,6 +168,7 @@ def _text_config(
         shape = (family, width, _count(tensors, r"model\.layers\.(\d+)\."))
         if language_model is not None:
             text_config, base = AutoConfig.from_pretrained(language_model), str(language_model)
+            text_config.name_or_path = ""  # may be a folder of this machine
         elif shape in _KNOWN_BASES:
             base, known_fields = _KNOWN_BASES[shape]
             text_config = config_class(**known_fields)
@@ -182,7 +183,7 @@ def _text_config(
                 f"`language_model` must be the base of the checkpoint, got {text_config.model_type} (`{base}`) for "
                 f"tensors of {family}. Pass the model it was trained from."
             )
-        notes.append(f"no config.json: language model described by {base}")
+        notes.append(f"no config.json: language model described by {Path(base).name}")
         if embedding is not None and embedding.shape[0] != text_config.vocab_size:
             notes.append(f"{embedding.shape[0]} embedding rows, the base has {text_config.vocab_size}")
             text_config.vocab_size = embedding.shape[0]
