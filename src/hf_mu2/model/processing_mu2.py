@@ -24,6 +24,7 @@ class Mu2ImagesKwargs(ImagesKwargs, total=False):
 
 class Mu2ProcessorKwargs(ProcessingKwargs, total=False):
     images_kwargs: Mu2ImagesKwargs
+    _defaults = {}  # transformers 5.17 reads it  # type: ignore[misc]
 
 
 class Mu2Processor(ProcessorMixin):
