@@ -35,10 +35,8 @@ from tests.tiny import make_tiny_checkpoint, tiny_model, tiny_nifti, tiny_proces
 
 BACKBONES = ["llama", "qwen3", "phi3"]
 VERSION = Version(transformers.__version__)
-NEEDS_TORCHVISION = pytest.mark.skipif(
-    Version("5.21") > VERSION and not is_torchvision_available(),
-    reason="AutoImageProcessor of older transformers needs torchvision; AutoProcessor does not",
-)
+# AutoImageProcessor of older transformers needs torchvision; AutoProcessor does not.
+IMAGE_PROCESSOR_LOADS = Version("5.21") <= VERSION or is_torchvision_available()
 HEADS = [AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM]
 
 
