@@ -33,6 +33,7 @@ class Layout:
     language_model: Literal["llama", "qwen3", "phi3"] = "llama"
     attention: Literal["rma", "rope", "mha"] = "rma"
     is_soft: bool = True
+    is_pooled: bool = True
     is_gated: bool = True
     head: Literal["tied, stored once", "tied, stored twice", "untied"] = "tied, stored twice"
     prefix: Literal["model.u2tokenizer.", "model.linear3d_tokenizer."] = TOKENIZER
@@ -49,6 +50,7 @@ LAYOUTS = {
     "llama": Layout(),
     "llama without gates": Layout(is_gated=False),
     "llama, hard selection": Layout(is_soft=False, is_gated=False, head="tied, stored once"),
+    "llama without pooling": Layout(is_pooled=False, is_gated=False),
     "llama, rotary": Layout(attention="rope"),
     "llama, no positions": Layout(attention="mha"),
     "llama, no positions, hard selection": Layout(
@@ -112,7 +114,7 @@ def config_fields(layout: Layout) -> dict[str, Any]:
         "u2t_num_heads": HEADS,
         "u2t_num_layers": LAYERS,
         "u2t_top_k": SELECTED,
-        "use_multi_scale": True,
+        "use_multi_scale": layout.is_pooled,
         "num_3d_query_token": QUERIES,
         "attn_type": layout.attention,
         "enable_diffts": layout.is_soft,
@@ -327,7 +329,7 @@ def tokenize(state: State, layout: Layout, tokens: torch.Tensor, text: torch.Ten
         selected = torch.stack([flat[b, order[b]] for b in range(batch)])
 
     scales = [selected]
-    for scale in (2, 4):
+    for scale in (2, 4) if layout.is_pooled else ():
         whole = SELECTED // scale * scale
         scales.append(selected[:, :whole].unflatten(1, (-1, scale)).mean(dim=2))
     if layout.is_gated:

@@ -86,7 +86,9 @@ def test_the_layout_is_detected_and_stored_in_the_config(converted):
         == {"rma": "relative bias", "rope": "rotary", "mha": "swapped axes"}[layout.attention]
     )
     assert conversion["selection"] == ("soft" if layout.is_soft else "topk")
-    assert conversion["pooling"] == ("published" if layout.is_gated else "fixed")
+    assert conversion["pooling"] == (
+        "published" if layout.is_gated else "fixed" if layout.is_pooled else "none"
+    )
     assert conversion["is_tied"] == (layout.head != "untied")
     assert tuple(conversion["projector_grid"]) == layout.pooling_grid
     assert ("LoRA" in conversion["layout"]) == layout.is_lora
@@ -112,6 +114,8 @@ def test_weights_alone_tell_the_variant(converted, tmp_path):
     known = {name: official.config_fields(converted.layout)[name] for name in ("image_size", "patch_size")}
     if not converted.layout.is_soft:
         known["u2t_top_k"] = official.SELECTED
+    if not converted.layout.is_pooled:
+        known["use_multi_scale"] = False
     output = convert_checkpoint(folder, tmp_path / "output", config=known, language_model=base)
     with_config, without = (Mu2Config.from_pretrained(path) for path in (converted.output, output))
     assert without.tokenizer_config.to_dict() == with_config.tokenizer_config.to_dict()
@@ -355,6 +359,8 @@ def no_checkpoint(kind: str, folder: Path) -> Path:
         return folder
     elif kind == "nothing":
         return folder / "absent.bin"
+    elif kind == "Hub repository out of reach":
+        return Path("nobody/nothing")
     elif kind == "other model":
         torch.save({"encoder.weight": torch.ones(2)}, file)
     return file
@@ -370,6 +376,7 @@ def no_checkpoint(kind: str, folder: Path) -> Path:
         ("safetensors cut off", "cut off"),
         ("empty folder", "holds nothing"),
         ("nothing", "does not exist"),
+        ("Hub repository out of reach", "can be fetched now"),
         ("other model", "u2tokenizer"),
     ],
 )

@@ -223,7 +223,7 @@ def _detect(
             )
     fields = {**state.fields, **(config or {})}
     name = f"`{', '.join(state.files)}`"
-    common = {
+    common: dict[str, Any] = {
         "files": tuple(state.files),
         "num_tensors": len(state.tensors),
         "num_parameters": count_parameters(state.tensors),

@@ -40,13 +40,13 @@ def official_keys(config: Mu2Config) -> list[OfficialKey]:
     Llama-3.2-1B with relative bias, soft selection and gates has 498, Qwen3-1.7B 662, Qwen3-4B 750. The head of the
     language model is listed; a tied checkpoint may leave it out.
     """
+    vision, tokenizer = config.vision_config, config.tokenizer_config
+    assert isinstance(vision, Mu2VisionConfig) and isinstance(tokenizer, Mu2TokenizerConfig)
     return [
         *language_model_keys(config.text_config),
-        *vision_keys(config.vision_config, "model.vision_tower.vision_tower.", "model.vision_tower."),
-        *projector_keys(
-            config.tokenizer_config, "model.mm_projector.", "model.mu2_tokenizer.input_projector."
-        ),
-        *tokenizer_keys(config.tokenizer_config, "model.u2tokenizer.", "model.mu2_tokenizer."),
+        *vision_keys(vision, "model.vision_tower.vision_tower.", "model.vision_tower."),
+        *projector_keys(tokenizer, "model.mm_projector.", "model.mu2_tokenizer.input_projector."),
+        *tokenizer_keys(tokenizer, "model.u2tokenizer.", "model.mu2_tokenizer."),
     ]
 
 
@@ -177,7 +177,7 @@ def _norm(source: str, width: int, target: str) -> Iterator[OfficialKey]:
         yield OfficialKey(f"{source}.{kind}", (width,), (f"{target}.{kind}",))
 
 
-def check_state(state: Mapping[str, torch.Tensor], keys: list[OfficialKey], source: str):
+def check_state(state: Mapping[str, torch.Tensor], keys: list[OfficialKey], source: str) -> None:
     """Check that `state` holds exactly `keys`.
 
     Raises:

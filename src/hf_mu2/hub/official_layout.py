@@ -246,7 +246,8 @@ def _tokenizer_fields(tensors: Tensors, fields: Mapping[str, Any], notes: list[s
     scores = [shape[0] for name, shape in ours.items() if ".score_net." in name]
     queries = [shape[1] for name, shape in ours.items() if name.endswith(".query_tokens")]
     is_soft = fields.get("enable_diffts", _most_common(scores, 0) != 1)
-    is_gated = fields.get("enable_dmtp", any(".gate_fc." in name for name in ours))
+    is_pooled = fields.get("use_multi_scale", True)
+    is_gated = is_pooled and fields.get("enable_dmtp", any(".gate_fc." in name for name in ours))
     attention = _attention(set(ours), fields, notes)
 
     def value(field: str, seen: list[int]) -> int:
@@ -265,7 +266,7 @@ def _tokenizer_fields(tensors: Tensors, fields: Mapping[str, Any], notes: list[s
         "swap_axes": attention == "mha",
         "selection": "soft" if is_soft else "topk",
         "num_selected_tokens": value("u2t_top_k", scores if is_soft else []),
-        "pooling": "published" if is_gated else "fixed" if fields.get("use_multi_scale", True) else "none",
+        "pooling": "published" if is_gated else "fixed" if is_pooled else "none",
         "num_query_tokens": value("num_3d_query_token", queries),
     }
 
