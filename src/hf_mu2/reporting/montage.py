@@ -101,7 +101,7 @@ def _position(volume: Volume, axis: int, index: int) -> str:
     voxel = [(size - 1) / 2 for size in reversed(volume.array.shape)]
     voxel[axis] = index
     mm = (np.asarray(volume.affine) @ [*voxel, 1.0])[axis]
-    return f"{'xyz'[axis]} {mm:+.0f} mm"
+    return f"{'xyz'[axis]} {round(mm):+d} mm"
 
 
 def _draw_tile(plane: _Plane, level: float, width_hu: float, label: str) -> Image.Image:
