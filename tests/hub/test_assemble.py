@@ -204,12 +204,14 @@ def test_language_models_whose_head_is_more_than_a_matrix_are_refused(tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_used_output_folder_is_refused(tmp_path):
+def test_wrong_folders_and_presets_are_refused(tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="new or empty folder"):
         assemble(tmp_path / "lm", tmp_path)
     with pytest.raises(ValueError, match="new or empty folder"):
         assemble(tmp_path / "lm", tmp_path / "note.txt")
+    with pytest.raises(ValueError, match="existing folder"):
+        assemble(tmp_path / "lm", tmp_path / "out")
     with pytest.raises(ValueError, match="preset is one of"):
         assemble(tmp_path / "lm", tmp_path / "out", preset="mu3")
 

@@ -74,6 +74,10 @@ def assemble(
     if preset not in PRESETS:
         raise ValueError(f"A preset is one of {', '.join(PRESETS)}, got `{preset}`.")
 
+    folder = Path(language_model)
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):  # no form of a Hub id
+        raise ValueError(f"The language model must be a Hub id or an existing folder, `{folder}` is neither.")
+
     tokenizer = AutoTokenizer.from_pretrained(language_model)
     lm = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto").eval()
     template = chat_template or adapt_chat_template(tokenizer, IMAGE_TOKEN)
@@ -93,8 +97,7 @@ def assemble(
         "question_end_token_ids": question_end,
     }
     if PRESETS[preset]["tokenizer_config"].get("projection") == "before":
-        width = lm.config.hidden_size
-        fields["tokenizer_config"] |= {"hidden_size": width, "text_hidden_size": width}
+        fields["tokenizer_config"]["hidden_size"] = lm.config.hidden_size
     config = Mu2Config.from_preset(preset, **fields, **overrides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -58,9 +58,8 @@ class Mu2Processor(ProcessorMixin):
     ):
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        if self.image_token_id is None or tokenizer.encode(image_token, add_special_tokens=False) != [
-            self.image_token_id
-        ]:
+        ids = tokenizer.encode(image_token, add_special_tokens=False)
+        if ids != [self.image_token_id] or self.image_token_id == tokenizer.unk_token_id:
             raise ValueError(
                 f"The placeholder must be one token of the tokenizer, `{image_token}` is not. Assemble the checkpoint "
                 f'with `hf-mu2 init`, or add it: `tokenizer.add_tokens(["{image_token}"], special_tokens=True)`.'
@@ -171,7 +170,7 @@ class Mu2Processor(ProcessorMixin):
         """
         context = {"Indication": indication, "Technique": technique, "Prior report": prior_report}
         lines = [f"{name}: {text.strip()}" for name, text in context.items() if text]
-        volumes = volume if isinstance(volume, list) else [volume]
+        volumes = volume if isinstance(volume, list) and not _is_array(volume) else [volume]
         content = [{"type": "image", "image": item} for item in volumes]
         content.append({"type": "text", "text": "\n".join([*lines, question or DEFAULT_QUESTION])})
         return [{"role": "user", "content": content}]
