@@ -10,7 +10,6 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-
 _AUTO_MAP = {
     "AutoConfig": "configuration_mu2.Mu2Config",
     "AutoModel": "modeling_mu2.Mu2Model",
@@ -98,21 +97,21 @@ PRESETS: dict[str, dict] = {
             "hidden_size": 96,
             "intermediate_size": 288,
             "num_hidden_layers": 4,
-            "num_attention_heads": 4,
+            "num_attention_heads": 3,
             "num_channels": 2,
-            "frame_size": (32, 72, 72),
+            "frame_size": (16, 72, 72),
             "patch_size": (4, 8, 8),
             "use_cls_token": False,
         },
         "tokenizer_config": {
             "hidden_size": 96,
-            "num_heads": 4,
+            "num_heads": 3,
             "num_refiner_layers": 1,
             "num_aggregator_layers": 2,
             "num_selected_tokens": 64,
             "num_query_tokens": 32,
             "scale_queries": (16, 8, 8),
-            "max_frames": 4,
+            "max_frames": 8,
         },
         "image_token_id": 5,
         "question_end_token_ids": [4, 3],
@@ -253,7 +252,9 @@ class Mu2TokenizerConfig(PreTrainedConfig):
     def token_grid(self) -> tuple[int, int, int]:
         """Grid of the tokens that enter the refiner."""
         if self.connector == "spatial_pooling" or self.projection == "before":
-            depth, height, width = (n // self.projector_pool_size for n in self.projector_grid or self.frame_grid)
+            depth, height, width = (
+                n // self.projector_pool_size for n in self.projector_grid or self.frame_grid
+            )
         else:
             depth, height, width = self.frame_grid
         return depth, height, width
@@ -269,16 +270,21 @@ class Mu2TokenizerConfig(PreTrainedConfig):
         _check_heads(self.hidden_size, self.num_heads)
 
     def validate_queries(self):
-        if self.connector == "mu2" and self.query_sets == "per_scale":
-            if len(self.scale_queries) != len(self.scales) or sum(self.scale_queries) != self.num_query_tokens:
-                raise ValueError(
-                    "`scale_queries` must hold one number per pooling scale and sum to `num_query_tokens`, got "
-                    f"{tuple(self.scale_queries)} for scales {self.scales} and {self.num_query_tokens} queries. "
-                    'Adjust them together, or use `query_sets="shared"`.'
-                )
+        if self.connector != "mu2" or self.query_sets == "shared":
+            return
+        if len(self.scale_queries) != len(self.scales) or sum(self.scale_queries) != self.num_query_tokens:
+            raise ValueError(
+                "`scale_queries` must hold one number per pooling scale and sum to `num_query_tokens`, got "
+                f"{tuple(self.scale_queries)} for scales {self.scales} and {self.num_query_tokens} queries. "
+                'Adjust them together, or use `query_sets="shared"`.'
+            )
 
     def validate_projection(self):
-        if self.connector == "mu2" and self.projection == "before" and self.hidden_size != self.text_hidden_size:
+        if (
+            self.connector == "mu2"
+            and self.projection == "before"
+            and self.hidden_size != self.text_hidden_size
+        ):
             raise ValueError(
                 '`projection="before"` works at the width of the language model, got `hidden_size` '
                 f"{self.hidden_size} and `text_hidden_size` {self.text_hidden_size}. Set `hidden_size` to the latter."
@@ -356,8 +362,8 @@ class Mu2Config(PreTrainedConfig):
         Args:
             name (`str`): `"mu2-1b"` (256 visual tokens), `"mu2-1b-paper"` (1,024), `"official"` (what the published
                 code does) or `"tiny"` (the size of the embedded demo checkpoint).
-            overrides: Fields of `Mu2Config`; dictionaries for the three sub-configurations are merged into the preset's,
-                except that a `text_config` with another `model_type` replaces it.
+            overrides: Fields of `Mu2Config`; dictionaries for the three sub-configurations are merged into those of the
+                preset, except that a `text_config` with another `model_type` replaces it.
 
         Raises:
             ValueError: for an unknown preset.
@@ -377,8 +383,8 @@ class Mu2Config(PreTrainedConfig):
         if len(self.question_end_token_ids) < 2:
             raise ValueError(
                 "`question_end_token_ids` must hold the end-of-turn id and the start of the assistant's turn, got "
-                f"{list(self.question_end_token_ids)}. The end-of-turn id alone also ends answers, so a prompt without it "
-                "would leak the answer into the question."
+                f"{list(self.question_end_token_ids)}. The end-of-turn id alone also ends answers, so a prompt "
+                "without it would leak the answer into the question."
             )
 
 
@@ -392,4 +398,4 @@ def _check_heads(hidden_size: int, num_heads: int):
 
 Mu2Config.register_for_auto_class()
 
-__all__ = ["Mu2Config", "Mu2TokenizerConfig", "Mu2VisionConfig", "PRESETS"]
+__all__ = ["PRESETS", "Mu2Config", "Mu2TokenizerConfig", "Mu2VisionConfig"]

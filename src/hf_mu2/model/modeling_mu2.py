@@ -1,4 +1,4 @@
-"""mu2: CT volumes and text in, a report out. `Mu2Model` merges visual tokens, `Mu2ForConditionalGeneration` adds the head."""
+"""mu2: CT volumes and text in, a report out. `Mu2ForConditionalGeneration` is `Mu2Model` with a language-model head."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ class Mu2PreTrainedModel(PreTrainedModel):
 
 
 class Mu2Model(Mu2PreTrainedModel):
-    """Vision tower, mu2 tokenizer and language model without its head. The length of the output is that of `input_ids`."""
+    """Vision tower, mu2 tokenizer and language model without its head. The output is as long as `input_ids`."""
 
     def __init__(self, config: Mu2Config):
         super().__init__(config)
@@ -66,7 +66,9 @@ class Mu2Model(Mu2PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         self.language_model.set_input_embeddings(value)
 
-    def find_questions(self, input_ids: torch.LongTensor, num_volumes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def find_questions(
+        self, input_ids: torch.LongTensor, num_volumes: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the question of each volume in `input_ids`: the rest of its own user turn, never an answer.
 
         The question runs from the last placeholder of the volume to the first end-of-turn id, and counts only if
@@ -129,7 +131,9 @@ class Mu2Model(Mu2PreTrainedModel):
         else:
             vision_hidden_states = vision_hidden_states.to(self.dtype)
         if question_input_ids is None:
-            question_input_ids = vision_hidden_states.new_zeros(len(vision_hidden_states), 1, dtype=torch.long)
+            question_input_ids = vision_hidden_states.new_zeros(
+                len(vision_hidden_states), 1, dtype=torch.long
+            )
             question_attention_mask = torch.zeros_like(question_input_ids, dtype=torch.bool)
         question_embeds = self.get_input_embeddings()(question_input_ids)
         question_mask = None if question_attention_mask is None else question_attention_mask.bool()
@@ -147,7 +151,7 @@ class Mu2Model(Mu2PreTrainedModel):
         """Embed text and put the soft prompts of the volumes at their placeholders.
 
         Returns:
-            Input embeddings `(batch, length, hidden_size)`, and the soft prompts `(volumes, num_query_tokens, hidden_size)`.
+            Input embeddings `(batch, length, hidden_size)`, soft prompts `(volumes, num_query_tokens, hidden_size)`.
 
         Raises:
             ValueError: if the placeholders in `input_ids` do not fit the volumes.
@@ -157,16 +161,22 @@ class Mu2Model(Mu2PreTrainedModel):
         is_image = input_ids == self.config.image_token_id
         if not torch.compiler.is_compiling():
             num_tokens = is_image.sum(dim=1)
-            if int(num_tokens.sum()) != num_volumes * num_query_tokens or bool((num_tokens % num_query_tokens).any()):
+            if int(num_tokens.sum()) != num_volumes * num_query_tokens or bool(
+                (num_tokens % num_query_tokens).any()
+            ):
                 raise ValueError(
                     f"Image features and image tokens do not match, tokens: {num_tokens.tolist()}, features: "
-                    f"{num_volumes * num_query_tokens} ({num_volumes} volumes of {num_query_tokens}). Make both with the "
-                    "processor of this checkpoint, and do not truncate placeholders: raise `max_length`."
+                    f"{num_volumes * num_query_tokens} ({num_volumes} volumes of {num_query_tokens}). Make both with "
+                    "the processor of this checkpoint, and do not truncate placeholders: raise `max_length`."
                 )
         if question_input_ids is None:
             question_input_ids, question_attention_mask = self.find_questions(input_ids, num_volumes)
         features = self.get_image_features(
-            pixel_values, pixel_attention_mask, question_input_ids, question_attention_mask, vision_hidden_states
+            pixel_values,
+            pixel_attention_mask,
+            question_input_ids,
+            question_attention_mask,
+            vision_hidden_states,
         )
         inputs_embeds = self.get_input_embeddings()(input_ids)
         features = features.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -191,14 +201,16 @@ class Mu2Model(Mu2PreTrainedModel):
         """Run text, with or without volumes; see `embed_inputs` for the arguments of the volumes.
 
         Raises:
-            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or volumes come without `input_ids`.
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or volumes come without ids.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
         features = None
         if pixel_values is not None or vision_hidden_states is not None:
             if input_ids is None:
-                raise ValueError("Volumes need `input_ids`: placeholders and questions are found there. Pass `input_ids`.")
+                raise ValueError(
+                    "Volumes need `input_ids`: placeholders and questions are found there. Pass `input_ids`."
+                )
             inputs_embeds, features = self.embed_inputs(
                 input_ids,
                 pixel_values,
@@ -271,8 +283,8 @@ class Mu2ForConditionalGeneration(Mu2PreTrainedModel, GenerationMixin):
 
         Args:
             labels (`torch.LongTensor` of shape `(batch, length)`, *optional*): Targets; -100 is ignored.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Last positions, or indices, whose logits
-                are computed; 0 is all.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Last positions, or indices, whose
+                logits are computed; 0 is all.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -306,7 +318,7 @@ class Mu2ForConditionalGeneration(Mu2PreTrainedModel, GenerationMixin):
         )
 
     def generate(self, inputs: torch.LongTensor | None = None, generation_config=None, **kwargs):
-        """Generate as every transformers model does; each volume is encoded once, before beams or samples multiply it."""
+        """Generate as every model does; each volume is encoded once, before beams or samples multiply it."""
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         volumes = {
             name: kwargs.pop(name, None)
@@ -320,7 +332,9 @@ class Mu2ForConditionalGeneration(Mu2PreTrainedModel, GenerationMixin):
         }
         if volumes["pixel_values"] is not None or volumes["vision_hidden_states"] is not None:
             if input_ids is None:
-                raise ValueError("Volumes need `input_ids`: placeholders and questions are found there. Pass `input_ids`.")
+                raise ValueError(
+                    "Volumes need `input_ids`: placeholders and questions are found there. Pass `input_ids`."
+                )
             with torch.no_grad():
                 kwargs["inputs_embeds"] = self.model.embed_inputs(input_ids, **volumes)[0]
         if input_ids is not None:

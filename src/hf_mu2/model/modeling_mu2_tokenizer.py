@@ -14,8 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_mu2 import Mu2TokenizerConfig
-from .modeling_mu2_vision import as_checkpoint_input, as_sdpa, open_empty_rows
-
+from .modeling_mu2_attention import as_checkpoint_input, as_sdpa, attend, open_empty_rows, rotate
 
 # Linear layers with an initialisation of their own. Transformers initialises custom code leaf by leaf and passes over
 # modules without parameters, so a parent cannot do it.
@@ -59,100 +58,6 @@ class RelativeBias(nn.Module):
             # A window of length `size` per query: window w, entry j is offset w + j - (size - 1), query i is w flipped.
             bias = bias.unfold(axis, size, 1)
         return bias.flip(tuple(axes)).reshape(bias.shape[0], math.prod(grid), math.prod(grid))
-
-
-def rotate(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Apply half-rotation rotary positions (theta 10,000) along the tokens: `(..., tokens, head_dim)`."""
-    tokens, dim = hidden_states.shape[-2:]
-    device = hidden_states.device
-    frequency = 10000.0 ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
-    angle = torch.arange(tokens, device=device, dtype=torch.float32)[:, None] * frequency  # (tokens, dim / 2)
-    cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
-    first, second = hidden_states.float().chunk(2, dim=-1)
-    rotated = hidden_states.float() * cos + torch.cat([-second, first], dim=-1) * sin
-    return rotated.to(hidden_states.dtype)
-
-
-# Scores one step may hold in memory, where a bias keeps attention from the kernels that hold none: 2^24 are 64 MB in fp32.
-_MAX_SCORES = 2**24
-
-
-class BiasedAttention(torch.autograd.Function):
-    """softmax(Q K^T / sqrt(d) + P) V on CPU, with a gradient for P, in bounded memory.
-
-    With a bias that wants a gradient PyTorch's CPU attention keeps the scores of all rows and heads. Here the forward pass
-    takes the kernel that keeps none, and the backward pass computes them again, a few rows or heads at a time:
-    dV = A^T dO, dS = A * (dO V^T - sum(dO * O)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d), dP = sum over rows of dS.
-    """
-
-    @staticmethod
-    def forward(ctx, query, key, value, mask, bias):
-        with torch.no_grad():
-            output = biased_attention(query, key, value, mask, bias)
-        ctx.save_for_backward(query, key, value, mask, bias, output)
-        return output
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        query, key, value, mask, bias, output = ctx.saved_tensors
-        scale = query.shape[-1] ** -0.5
-        grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
-        grad_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
-        mean = (grad_output * output).sum(dim=-1, keepdim=True)
-        num_rows, num_heads = query.shape[:2]
-        heads_at_once = max(1, min(num_heads, _MAX_SCORES // bias[0].numel()))
-        rows_at_once = max(1, _MAX_SCORES // (heads_at_once * bias[0].numel()))
-        for head in range(0, num_heads, heads_at_once):
-            heads = slice(head, head + heads_at_once)
-            for row in range(0, num_rows, rows_at_once):
-                part = slice(row, row + rows_at_once), heads
-                q, k, v, grad = query[part], key[part], value[part], grad_output[part]
-                scores = (q * scale) @ k.transpose(-1, -2) + bias[heads]
-                if mask is not None:
-                    scores.masked_fill_(~mask[part[0]], float("-inf"))
-                weights = scores.softmax(dim=-1)
-                grad_value[part] = weights.transpose(-1, -2) @ grad
-                grad_scores = (grad @ v.transpose(-1, -2)).sub_(mean[part]).mul_(weights)
-                grad_bias[heads] += grad_scores.sum(dim=0)
-                grad_query[part] = grad_scores @ k * scale
-                grad_key[part] = grad_scores.transpose(-1, -2) @ q * scale
-        return grad_query, grad_key, grad_value, None, grad_bias.to(bias.dtype)
-
-
-def biased_attention(query, key, value, mask, bias):
-    """Let the fused kernel add the bias; with a mask, a few rows at a time, since each row has its own mask and bias."""
-    if mask is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
-    size = max(1, _MAX_SCORES // bias.numel())
-    rows = [
-        F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].masked_fill(~m, float("-inf")))
-        for q, k, v, m in zip(*(x.split(size) for x in (query, key, value, mask)))
-    ]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Scaled dot-product attention with an optional additive bias.
-
-    Args:
-        query, key, value (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): The usual three.
-        mask (`torch.BoolTensor` of shape `(rows, keys)`, or one that broadcasts to the scores, *optional*): Keys to attend.
-        bias (`torch.Tensor` of shape `(heads, queries, keys)`, *optional*): Added to every row's scores.
-    """
-    if mask is not None and mask.ndim == 2:
-        mask = mask[:, None, None, :]
-    if bias is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    bias = bias.to(query.dtype)
-    if torch.is_grad_enabled() and bias.requires_grad and query.device.type == "cpu":
-        return BiasedAttention.apply(query, key, value, mask, bias)
-    return biased_attention(query, key, value, mask, bias)
 
 
 class Mu2Attention(nn.Module):
@@ -255,7 +160,11 @@ class SpatioTemporalRefiner(nn.Module):
     def __init__(self, config: Mu2TokenizerConfig):
         super().__init__()
         self.layers = nn.ModuleList(RefinerLayer(config) for _ in range(config.num_refiner_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.refiner == "residual" else None
+        self.norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            if config.refiner == "residual"
+            else None
+        )
         self.frame_embedding = self.token_embedding = None
         if config.position == "absolute":  # LinVT: P_f(i) + P_t(j)
             self.frame_embedding = nn.Parameter(torch.zeros(config.max_frames, 1, config.hidden_size))
@@ -294,7 +203,9 @@ class TokenSelection(nn.Module):
             scores = scores.masked_fill(~open_empty_rows(mask.flatten(1))[:, :, None], float("-inf"))
         return scores.softmax(dim=1).to(refined.dtype)
 
-    def forward(self, refined: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, refined: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Select from `tokens` (B, T, N, E) by the scores of `refined`: `(B, R, E)`."""
         if self.is_soft:
             return self.weights(refined, mask).transpose(1, 2) @ tokens.flatten(1, 2)
@@ -303,7 +214,9 @@ class TokenSelection(nn.Module):
         mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else open_empty_rows(mask.flatten(1))
         order = scores.masked_fill(~mask, float("-inf")).topk(min(self.num_selected, scores.shape[1])).indices
         # A study with fewer tokens than slots repeats its tokens in the same order.
-        slots = torch.arange(self.num_selected, device=tokens.device) % mask.sum(1, keepdim=True).clamp(max=order.shape[1])
+        slots = torch.arange(self.num_selected, device=tokens.device) % mask.sum(1, keepdim=True).clamp(
+            max=order.shape[1]
+        )
         order = order.gather(1, slots)
         selected = tokens.gather(1, order[:, :, None].expand(-1, -1, tokens.shape[-1]))
         gate = scores.gather(1, order).sigmoid()[:, :, None]
@@ -347,7 +260,9 @@ class MultiScalePooling(nn.Module):
     def forward(self, selected: torch.Tensor) -> list[torch.Tensor]:
         """Pool `(B, R, E)` to one `(B, R // s, E)` per scale s, in scale order."""
         slots = selected.transpose(1, 2)
-        pooled = [F.avg_pool1d(slots, scale).transpose(1, 2) if scale > 1 else selected for scale in self.scales]
+        pooled = [
+            F.avg_pool1d(slots, scale).transpose(1, 2) if scale > 1 else selected for scale in self.scales
+        ]
         if self.gate is None:
             return pooled
         gates = self.gates(selected, pooled)
@@ -421,7 +336,7 @@ class TextConditionedAggregation(nn.Module):
 
 
 class SpatialPoolingProjector(nn.Module):
-    """Pool each frame's token grid with equal kernel and stride, then a two-layer MLP to the width of the language model.
+    """Pool each frame's token grid with equal kernel and stride, then an MLP to the width of the language model.
 
     M3D-LaMed's "SPP"; the published mu2 code puts it before the tokenizer.
     """
@@ -484,7 +399,9 @@ class Mu2Tokenizer(PreTrainedModel):
             # Token embeddings are small (0.02): without a norm the question would hardly move an attention weight.
             norm = nn.LayerNorm(config.text_hidden_size, eps=config.layer_norm_eps)
             self.question_norm = norm if config.normalize_question else nn.Identity()
-            self.question_projector = nn.Identity() if is_before else nn.Linear(config.text_hidden_size, width)
+            self.question_projector = (
+                nn.Identity() if is_before else nn.Linear(config.text_hidden_size, width)
+            )
             self.aggregator = TextConditionedAggregation(config)
             self.projector = nn.Identity() if is_before else TokenProjector(config)
         self.post_init()
@@ -516,13 +433,17 @@ class Mu2Tokenizer(PreTrainedModel):
         visual_tokens = self.aggregate(vision_hidden_states, question_embeds, slab_mask, question_mask)
         return self.projector(visual_tokens)
 
-    def aggregate(self, vision_hidden_states, question_embeds, slab_mask=None, question_mask=None) -> torch.Tensor:
+    def aggregate(
+        self, vision_hidden_states, question_embeds, slab_mask=None, question_mask=None
+    ) -> torch.Tensor:
         """V' before the projector, `(volumes, num_query_tokens, hidden_size)`: per head a mix of the pooled tokens."""
         pooled = self.pool(vision_hidden_states, slab_mask)
         question = self.question_projector(self.question_norm(question_embeds))
         return self.aggregator(pooled, question, question_mask)
 
-    def pool(self, vision_hidden_states: torch.Tensor, slab_mask: torch.Tensor | None = None) -> list[torch.Tensor]:
+    def pool(
+        self, vision_hidden_states: torch.Tensor, slab_mask: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
         """Refine, select and pool: what the aggregation reads, one tensor per scale. Independent of the question."""
         tokens = self.input_projector(vision_hidden_states)
         mask = self.token_mask(slab_mask)
@@ -538,7 +459,9 @@ class Mu2Tokenizer(PreTrainedModel):
             return None
         depth, height, width = self.config.token_grid
         slabs = slab_mask.bool()
-        if slabs.shape[-1] != depth:  # pooled before the refiner: a pooled slab is real if any of its slabs is
+        if (
+            slabs.shape[-1] != depth
+        ):  # pooled before the refiner: a pooled slab is real if any of its slabs is
             slabs = slabs.unflatten(-1, (depth, -1)).any(dim=-1)
         return slabs.repeat_interleave(height * width, dim=-1)
 
@@ -555,7 +478,9 @@ class Mu2Tokenizer(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, ScoreLinear):
             # The scorer reads normalised tokens (unit variance per feature), so scores start with this deviation.
-            init.normal_(module.weight, std=self.config.selection_init_std / math.sqrt(self.config.hidden_size))
+            init.normal_(
+                module.weight, std=self.config.selection_init_std / math.sqrt(self.config.hidden_size)
+            )
         elif isinstance(module, GateLinear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)

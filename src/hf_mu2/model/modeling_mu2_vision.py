@@ -9,19 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration_mu2 import Mu2VisionConfig
-
-
-def open_empty_rows(mask: torch.Tensor) -> torch.Tensor:
-    """Unmask the rows that are masked everywhere: a softmax over nothing is NaN. Their results must be zeroed."""
-    return mask | ~mask.any(dim=-1, keepdim=True)
-
-
-def as_checkpoint_input(hidden_states: torch.Tensor, layer: GradientCheckpointingLayer) -> torch.Tensor:
-    """Let the input of a checkpointed layer that learns require a gradient: reentrant checkpoints look at nothing else."""
-    if not (layer.gradient_checkpointing and layer.training and torch.is_grad_enabled()) or hidden_states.requires_grad:
-        return hidden_states
-    learns = any(parameter.requires_grad for parameter in layer.parameters())
-    return hidden_states.detach().requires_grad_() if learns else hidden_states
+from .modeling_mu2_attention import as_checkpoint_input, as_sdpa, open_empty_rows
 
 
 class Mu2VisionAttention(nn.Module):
@@ -30,7 +18,7 @@ class Mu2VisionAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.dropout = config.attention_dropout
         width = config.hidden_size
-        # Names differ from the language model's (`q_proj` ...) so that LoRA targets never hit the vision side by chance.
+        # Names differ from the language model's (`q_proj` ...), so that LoRA targets never hit the vision side.
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
@@ -117,7 +105,9 @@ class Mu2VisionModel(PreTrainedModel):
         self.encoder = Mu2VisionEncoder(config)
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor, pixel_attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, pixel_attention_mask: torch.Tensor | None = None
+    ) -> BaseModelOutput:
         """Encode every frame by itself; padded slabs are neither read nor attended, and come out as zeros.
 
         Args:
@@ -144,7 +134,9 @@ class Mu2VisionModel(PreTrainedModel):
         mask = None
         if pixel_attention_mask is not None:
             slabs = pixel_attention_mask.bool().flatten(0, 1)  # (F, gd)
-            voxels = slabs.repeat_interleave(self.config.patch_size[0], dim=1).repeat(1, self.config.num_channels)
+            voxels = slabs.repeat_interleave(self.config.patch_size[0], dim=1).repeat(
+                1, self.config.num_channels
+            )
             frames = frames.masked_fill(~voxels[:, :, None, None], 0.0)  # zero first: 0 * NaN is NaN
             grid = self.config.grid
             mask = slabs.repeat_interleave(grid[1] * grid[2], dim=1)  # (F, N), depth-major
@@ -175,10 +167,6 @@ class Mu2VisionModel(PreTrainedModel):
         # `scaled_dot_product_attention` picks the flash kernel itself where no mask is given, so a request for flash
         # attention on the language model must not fail here.
         return super()._check_and_adjust_attn_implementation(as_sdpa(attn_implementation), *args, **kwargs)
-
-
-def as_sdpa(attn_implementation: str | None) -> str | None:
-    return "sdpa" if attn_implementation is not None and "flash" in attn_implementation else attn_implementation
 
 
 __all__ = ["Mu2VisionModel"]
