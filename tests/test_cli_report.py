@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from hf_mu2.reporting.inference import RESEARCH_NOTICE
+from hf_mu2.model.configuration_mu2 import Mu2Config
 
 FEW = ("--max-new-tokens", 4)
 
@@ -16,7 +16,7 @@ FEW = ("--max-new-tokens", 4)
 def test_the_report_goes_to_stdout_under_its_notice(cli, checkpoint, volumes):
     result = cli("report", volumes / "ct0.nii.gz", "--model", checkpoint, *FEW)
     assert result.code == 0
-    assert result.out.splitlines()[0] == RESEARCH_NOTICE
+    assert result.out.splitlines()[0] == Mu2Config.notice
 
 
 def test_the_files_of_a_report_and_the_path_of_its_picture(cli, checkpoint, volumes, tmp_path):
@@ -32,7 +32,7 @@ def test_json_is_one_object_per_line_that_begins_with_the_notice(cli, checkpoint
     result = cli("report", volumes, "--model", checkpoint, "--json", *FEW)
     records = [json.loads(line) for line in result.out.splitlines()]
     assert result.code == 0 and len(records) == 4
-    assert all(next(iter(record.items())) == ("notice", RESEARCH_NOTICE) for record in records)
+    assert all(next(iter(record.items())) == ("notice", Mu2Config.notice) for record in records)
     assert len({record["study_id"] for record in records}) == 4
 
 

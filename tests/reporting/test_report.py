@@ -7,7 +7,7 @@ from PIL import Image
 
 from hf_mu2.model.volume_mu2 import load_volume
 from hf_mu2.reporting import report as report_module
-from hf_mu2.reporting.inference import RESEARCH_NOTICE
+from hf_mu2.model.configuration_mu2 import Mu2Config
 from hf_mu2.reporting.report import Request, content_id, find_volumes, report_volume, write_report
 from tests.tiny import tiny_nifti
 
@@ -35,9 +35,9 @@ def test_a_short_budget_is_told_from_an_ended_report(volume_path, reader):
 
 def test_every_file_of_a_report_begins_with_the_notice(volume_path, reader, tmp_path):
     files = write_report(report_volume(volume_path, reader, Request(max_new_tokens=4)), tmp_path / "out")
-    assert files["report"].read_text().splitlines()[0] == RESEARCH_NOTICE
+    assert files["report"].read_text().splitlines()[0] == Mu2Config.notice
     record = json.loads(files["run"].read_text())
-    assert next(iter(record)) == "notice" and record["notice"] == RESEARCH_NOTICE
+    assert next(iter(record)) == "notice" and record["notice"] == Mu2Config.notice
     assert {"study_id", "report", "finish_reason", "warnings", "command", "volume", "timings_s"} <= set(
         record
     )
@@ -94,14 +94,12 @@ def test_a_folder_stands_for_its_volumes_or_for_one_dicom_series(tmp_path):
     assert find_volumes(tmp_path / "b.nii") == [tmp_path / "b.nii"]
 
 
-def test_the_demo_model_warns_outside_the_chest(volume_path, reader, monkeypatch):
-    from dataclasses import replace
-
-    demo = replace(reader, is_demo=True)
+def test_a_checkpoint_warns_outside_its_region(volume_path, reader, monkeypatch):
+    monkeypatch.setattr(reader.model.config, "body_region", "chest")
     monkeypatch.setattr(report_module, "guess_body_region", lambda volume: "abdomen")
-    report = report_volume(volume_path, demo, Request(max_new_tokens=2))
+    report = report_volume(volume_path, reader, Request(max_new_tokens=2))
     assert any("Out of domain" in message and "abdomen" in message for message in report.warnings)
     monkeypatch.setattr(report_module, "guess_body_region", lambda volume: "chest")
     assert not any(
-        "Out of domain" in m for m in report_volume(volume_path, demo, Request(max_new_tokens=2)).warnings
+        "Out of domain" in m for m in report_volume(volume_path, reader, Request(max_new_tokens=2)).warnings
     )

@@ -314,6 +314,10 @@ class Mu2Config(PreTrainedConfig):
         question of a volume is the text between its placeholders and this sequence; where the first end-of-turn id
         after the volume does not begin it, the question is empty. More than the end-of-turn id alone is required,
         since that also ends answers, which must never be read as questions.
+    notice (`str`, *optional*, defaults to `"Research use only. Not a medical device."`):
+        First line of whatever shows this checkpoint's output.
+    body_region (`str`, *optional*):
+        Region the checkpoint was trained on, e.g. `"chest"`. Volumes of another one draw a warning.
     """
 
     model_type = "mu2"
@@ -331,6 +335,8 @@ class Mu2Config(PreTrainedConfig):
     question_end_token_ids: list[int] | tuple[int, ...] = (128009, 128006, 78191)
     tie_word_embeddings: bool | None = None
     initializer_range: float = 0.02
+    notice: str = "Research use only. Not a medical device."
+    body_region: str | None = None
 
     def __post_init__(self, **kwargs):
         kwargs["auto_map"] = {**_AUTO_MAP, **(kwargs.get("auto_map") or {})}

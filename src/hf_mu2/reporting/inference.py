@@ -19,8 +19,6 @@ import hf_mu2
 from hf_mu2.model.volume_mu2 import Volume, load_volume
 
 DEMO_MODEL = "mu2-phantom"
-DEMO_NOTICE = "Demo model trained on synthetic CT only. Not a medical device."
-RESEARCH_NOTICE = "Research use only. Not a medical device."
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reader:
-    """A loaded checkpoint: model, processor, a name free of paths, and the notice its output must carry."""
+    """A loaded checkpoint: model, processor, and a name free of paths."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
     name: str
-    is_demo: bool
 
     @property
     def notice(self) -> str:
-        return DEMO_NOTICE if self.is_demo else RESEARCH_NOTICE
+        return self.model.config.notice
 
     def load_volume(self, source: Any, series: str | None = None) -> Volume:
         """Load a volume the way this checkpoint's preprocessing needs it: the published one reads scanner padding."""
@@ -87,8 +84,8 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
         model (`str` or `Path`, *optional*): Checkpoint folder or Hub id; by default the embedded demo checkpoint.
         device (`torch.device` or `str`, *optional*): Where to run; by default the first accelerator, else the CPU.
     """
-    folder = hf_mu2.embedded_checkpoint() if model is None or str(model) == DEMO_MODEL else Path(model)
-    is_demo = folder.resolve() == hf_mu2.embedded_checkpoint().resolve()
+    is_demo = model is None or str(model) == DEMO_MODEL
+    folder = hf_mu2.embedded_checkpoint() if is_demo else Path(model)
     source = str(folder if folder.exists() or is_demo else model)  # what is no folder may be a Hub id
     device = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     if not sys.stderr.isatty():
@@ -98,7 +95,7 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
         source, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16
     )
     name = folder.resolve().name if folder.exists() else source
-    return Reader(loaded.eval().to(device), processor, name, is_demo)
+    return Reader(loaded.eval().to(device), processor, name)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

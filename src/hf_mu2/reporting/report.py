@@ -91,9 +91,10 @@ def report_volume(source: str | Path, reader: Reader, request: Request = Request
     name = Path(source).name
     messages = [str(warning.message).replace(name, "VOLUME") for warning in caught]
     region = guess_body_region(volume)
-    if reader.is_demo and region != "chest":
+    known = reader.model.config.body_region
+    if known is not None and region != known:
         messages.append(
-            f"Out of domain: the demo model knows only synthetic chest CT, and this volume looks like {region}. "
+            f"Out of domain: this checkpoint was trained on the {known}, and the volume looks like {region}. "
             "Its report says nothing about this study: use a checkpoint trained on that region (`--model`)."
         )
     read = time.perf_counter()
