@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from .phantom_chest import render_chest
 from .phantom_findings import paint_findings
 from .phantom_report import Finding, PhantomReport, write_report
 from .study import FINDING_LABELS
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 GENERATOR_VERSION = 1  # raised whenever the same seed gives another volume or report
 PREVALENCE = dict(
@@ -92,7 +96,7 @@ class Phantom:
         """Return where a label was drawn."""
         return (self.masks >> np.uint32(FINDING_LABELS.index(label))) & 1 == 1
 
-    def nifti(self, array: np.ndarray | None = None):
+    def nifti(self, array: np.ndarray | None = None) -> "nib.Nifti1Image":
         """Return the volume (or another array on its grid) as a NIfTI image stored in `orientation`."""
         import nibabel as nib
 
@@ -234,7 +238,7 @@ def spoil(phantom: Phantom, seed: int) -> PhantomReport:
     elif way == "move":
         index = int(rng.choice(sided))
         finding = findings[index]
-        regions = {"middle lobe": "lingula", "lingula": "middle lobe"}
+        regions: dict[str | None, str | None] = {"middle lobe": "lingula", "lingula": "middle lobe"}
         findings[index] = replace(
             finding,
             side="left" if finding.side == "right" else "right",
@@ -321,7 +325,7 @@ def _write_study(job: tuple) -> dict:
         partial.replace(place / name)
     prompt = str(stream(seed, "prompt").choice(PROMPTS))
     answer = report_text(phantom.report)
-    row = {
+    row: dict[str, Any] = {
         "images_file_names": [name],
         "study_id": phantom.study_id,
         "prompt": [{"role": "user", "content": prompt}],

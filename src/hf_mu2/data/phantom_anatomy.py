@@ -6,11 +6,14 @@ definition serves both the voxel grid and the placement of lesions, and a seed s
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+
+Point = Sequence[float] | np.ndarray  # x, y, z in mm
+Region = tuple[slice, ...]  # z, y, x index of a box of the grid
 
 FIELD_EXTENT_MM = np.array(
     [[-240.0, 240.0], [-200.0, 200.0], [-220.0, 200.0]]
@@ -38,7 +41,7 @@ def side_sign(side: str) -> float:
 class Canvas:
     """A voxel grid in HU with soft-edged painting and one bit of ground truth per finding label."""
 
-    def __init__(self, low: Sequence[float], high: Sequence[float], spacing: Sequence[float]):
+    def __init__(self, low: Point, high: Point, spacing: Sequence[float]) -> None:
         self.spacing = tuple(float(s) for s in spacing)  # (z, y, x)
         axes = []
         for lo, hi, step in zip(low[::-1], high[::-1], self.spacing, strict=True):
@@ -58,7 +61,7 @@ class Canvas:
         affine[:3, 3] = [axis[0] for axis in self.axes[::-1]]
         return affine
 
-    def box(self, low: Sequence[float], high: Sequence[float]):
+    def box(self, low: Point, high: Point) -> tuple[Region, np.ndarray, np.ndarray, np.ndarray] | None:
         """Return the index of a box in mm, a voxel larger, and its open z, y, x coordinates; None outside the grid."""
         index = []
         for axis, step, lo, hi in zip(self.axes, self.spacing, low[::-1], high[::-1], strict=True):
@@ -77,17 +80,23 @@ class Canvas:
         np.minimum(share, 1, out=share)
         return np.maximum(share, 0, out=share)  # in place: np.clip costs more than the rest of a small tube
 
-    def paint(self, region, occupancy: np.ndarray, hu, bit: int | None = None) -> None:
+    def paint(
+        self,
+        region: Region,
+        occupancy: np.ndarray,
+        hu: np.ndarray | np.floating | float,
+        bit: int | None = None,
+    ) -> None:
         """Blend `hu` over a region and, for a finding, mark its label bit where it dominates the voxel."""
         view = self.hu[region]
         view += occupancy * (hu - view)
         if bit is not None and occupancy.size:
             self.mark(region, occupancy > min(0.5, 0.6 * float(occupancy.max())), bit)
 
-    def mark(self, region, inside: np.ndarray, bit: int) -> None:
+    def mark(self, region: Region, inside: np.ndarray, bit: int) -> None:
         self.masks[region] |= np.where(inside, np.uint32(1 << bit), np.uint32(0))
 
-    def tube(self, start, end, radius: float):
+    def tube(self, start: Point, end: Point, radius: float) -> tuple[Region, np.ndarray] | None:
         """Return the region and occupancy of a capsule; thinner than a voxel, it keeps its cross-section in HU."""
         start, end = np.asarray(start, np.float32), np.asarray(end, np.float32)
         drawn = max(radius, 0.56 * self.edge)
@@ -112,7 +121,7 @@ class Canvas:
             occupancy *= (radius / drawn) ** 2
         return region, occupancy
 
-    def ellipsoid(self, center, semi_axes):
+    def ellipsoid(self, center: Point, semi_axes: Point | float) -> tuple[Region, np.ndarray] | None:
         """Return the region and occupancy of an axis-aligned ellipsoid; a sphere for one semi-axis."""
         semi = np.broadcast_to(np.asarray(semi_axes, np.float32), 3)
         center = np.asarray(center, np.float32)
@@ -130,8 +139,13 @@ class Canvas:
         return region, occupancy * np.float32(np.prod(semi / drawn))
 
     def line(
-        self, points, radius: float, hu: float, bit: int | None = None, within: np.ndarray | None = None
-    ):
+        self,
+        points: Sequence[Point] | np.ndarray,
+        radius: float,
+        hu: float,
+        bit: int | None = None,
+        within: np.ndarray | None = None,
+    ) -> None:
         """Paint a polyline of capsules, optionally only `within` an occupancy of the whole grid."""
         for start, end in pairwise(points):
             found = self.tube(start, end, radius)
@@ -139,14 +153,23 @@ class Canvas:
                 region, occupancy = found
                 self.paint(region, occupancy if within is None else occupancy * within[region], hu, bit)
 
-    def ball(self, center, semi_axes, hu: float, bit: int | None = None, within: np.ndarray | None = None):
+    def ball(
+        self,
+        center: Point,
+        semi_axes: Point | float,
+        hu: float,
+        bit: int | None = None,
+        within: np.ndarray | None = None,
+    ) -> None:
         """Paint an ellipsoid, optionally only `within` an occupancy of the whole grid."""
         found = self.ellipsoid(center, semi_axes)
         if found is not None:
             region, occupancy = found
             self.paint(region, occupancy if within is None else occupancy * within[region], hu, bit)
 
-    def noise_field(self, rng: np.random.Generator, cell_mm: float, region=None) -> np.ndarray:
+    def noise_field(
+        self, rng: np.random.Generator, cell_mm: float, region: Region | None = None
+    ) -> np.ndarray:
         """Return a smooth random field of unit variance, the same at every spacing (cubic B-splines on a lattice)."""
         region = region or (slice(None),) * 3
         low, high = FIELD_EXTENT_MM[::-1].T
@@ -172,7 +195,7 @@ class Anatomy:
     easy: bool = False
     enlarged_heart: float | None = None  # cardiothoracic ratio of a cardiomegaly, None for a normal heart
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rng = stream(self.seed, "anatomy")
         u = rng.uniform
         self.half_width, self.half_depth = u(112, 140), u(76, 98)  # of the rib cage, inside
@@ -207,7 +230,7 @@ class Anatomy:
         self.table_gap, self.table_curve, self.table_hu = u(2, 12), u(0.0006, 0.0025), u(-250, 60)
         self._heart(u)
 
-    def _heart(self, u):
+    def _heart(self, u: Callable[[float, float], float]) -> None:
         axes = np.array([1.0, 0.80, 0.74])
         long = np.array([-0.76, 0.48, -0.44]) + np.array([u(-0.08, 0.08), u(-0.08, 0.08), u(-0.1, 0.1)])
         long /= np.linalg.norm(long)
@@ -234,29 +257,31 @@ class Anatomy:
 
     # Depths (mm, positive inside). z, y, x are open grids or flat points.
 
-    def midline(self, z):
+    def midline(self, z: np.ndarray | float) -> np.ndarray | np.floating:
         """Return x of the spine at a height: straight, or curved in scoliosis."""
         return self.curve * np.sin(z * np.float32(0.016) + np.float32(self.curve_phase))
 
-    def _profile(self, z):
+    def _profile(self, z: np.ndarray) -> np.ndarray:
         rise = np.clip((z - 15) / (self.apex - 15), 0, 1)
         shape = np.sqrt(np.clip(1 - rise**2, 0, 1)) ** np.float32(0.75)
         return np.maximum(shape, np.float32(0.02)) * (1 - 0.04 * np.clip(-z / 120, 0, 1))
 
-    def _rho(self, z, y, x, width, depth, power):
+    def _rho(
+        self, z: np.ndarray, y: np.ndarray, x: np.ndarray, width: np.ndarray, depth: np.ndarray, power: float
+    ) -> np.ndarray:
         term = np.abs(x / width) ** np.float32(power) + np.abs((y - self.center_y) / depth) ** np.float32(
             power
         )
         return term ** np.float32(1 / power)
 
-    def cavity(self, z, y, x):
+    def cavity(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return the depth inside the rib cage (outer border of the pleural space)."""
         profile = self._profile(z).astype(np.float32)
         rho = self._rho(z, y, x, self.half_width * profile, self.half_depth * profile, 2.3)
         radius = np.float32(np.sqrt(self.half_width * self.half_depth)) * profile
         return np.minimum((1 - rho) * radius, self.apex - z)
 
-    def body(self, z, y, x):
+    def body(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return the depth below the skin."""
         taper = 1 - (1 - self.shoulder) * np.clip((z - 45) / 75, 0, 1) ** np.float32(1.5)
         wall = self.muscle + self.fat + 11
@@ -264,7 +289,7 @@ class Anatomy:
         rho = self._rho(z, y, x, width, depth, 2.5)
         return (1 - rho) * np.float32(np.sqrt(self.half_width * self.half_depth) + wall) * taper
 
-    def mediastinum_depth(self, z, y, x):
+    def mediastinum_depth(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         low = np.clip((-z - 10) / 60, 0, 1)
         width = self.mediastinum * (1 - 0.25 * np.clip(z / 90, 0, 1)) * (1 - 0.2 * low)
         front, back = self.sternum_y, self.spine_y
@@ -273,21 +298,21 @@ class Anatomy:
         ) ** 2
         return (1 - np.sqrt(rho)) * width
 
-    def heart_coordinates(self, z, y, x):
+    def heart_coordinates(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
         """Return the coordinates along the heart's own axes, in mm."""
         dx, dy, dz = x - self.heart[0], y - self.heart[1], z - self.heart[2]
         return [
             np.float32(b[0]) * dx + np.float32(b[1]) * dy + np.float32(b[2]) * dz for b in self.heart_basis
         ]
 
-    def heart_depth(self, z, y, x):
+    def heart_depth(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         a, b, c = self.heart_coordinates(z, y, x)
         e = self.heart_axes
         return (1 - np.sqrt((a / e[0]) ** 2 + (b / e[1]) ** 2 + (c / e[2]) ** 2)) * np.float32(
             np.cbrt(np.prod(e))
         )
 
-    def dome_height(self, y, x):
+    def dome_height(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return z of the diaphragm."""
         heights = []
         for side in ("right", "left"):
@@ -299,18 +324,18 @@ class Anatomy:
             heights.append(self.dome[side] - fall)
         return np.maximum(*heights)
 
-    def spine_depth(self, z, y, x):
+    def spine_depth(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         rho = ((x - self.midline(z)) / 20) ** 2 + ((y - self.spine_y) / 17) ** 2
         return (1 - np.sqrt(rho)) * 18
 
-    def lung_depth(self, z, y, x):
+    def lung_depth(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return the depth below the pleura, of either lung."""
         depth = np.minimum(self.cavity(z, y, x), (z - self.dome_height(y, x)) * np.float32(0.8))
         for solid in (self.mediastinum_depth, self.heart_depth, self.spine_depth):
             depth = np.minimum(depth, -solid(z, y, x))
         return depth
 
-    def lobe(self, z, y, x):
+    def lobe(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return the lobe number (values of LOBES) of lung points."""
         height, slope, horizontal = self.fissure
         above = z > height - slope * (y - self.center_y) * (85 / self.half_depth) - 15
@@ -325,7 +350,7 @@ class Anatomy:
         y, r = self.spine_y, self.aorta_radius
         rise = [[8, 24, -34], [13, 28, -8], [13, 24, 14]]
         arch = [[5, 12, 30], [-8, -8, 33], [-19, y + 30, 22]]
-        fall = [[-23, 18, 0], [-23, 17, -60], [-14, 18, -120], [-10, 20, -175]]
+        fall: list[list[float]] = [[-23, 18, 0], [-23, 17, -60], [-14, 18, -120], [-10, 20, -175]]
         fall = [
             [x, y + dy + r * share, z] for (x, dy, z), share in zip(fall, (0.4, 0.5, 0.6, 0.6), strict=True)
         ]
@@ -370,7 +395,14 @@ class Anatomy:
             tree[number] = lines
         return tree
 
-    def points_in_lobe(self, rng, number: int, count: int, margin_mm: float, accept=None) -> np.ndarray:
+    def points_in_lobe(
+        self,
+        rng: np.random.Generator,
+        number: int,
+        count: int,
+        margin_mm: float,
+        accept: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray:
         """Draw lung points of a lobe at least `margin_mm` below the pleura; deepest points when the lobe is too thin.
 
         Args:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .phantom_anatomy import Anatomy, Canvas, stream
+from .phantom_anatomy import Anatomy, Canvas, Region, stream
 from .study import FINDING_LABELS
 
 BIT = {label: bit for bit, label in enumerate(FINDING_LABELS)}
@@ -24,7 +24,7 @@ class Scene:
     airways: dict[int, list[np.ndarray]]
     scale: float = 1.0  # easy phantoms have larger findings
 
-    def fill_lung(self, region, share: np.ndarray, hu: float, bit: int) -> None:
+    def fill_lung(self, region: Region, share: np.ndarray, hu: float, bit: int) -> None:
         """Replace a share of each voxel's lung part, so that no dark line stays along the wall."""
         lung = self.lung[region]
         share = share * lung
@@ -180,6 +180,7 @@ def _bones(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
 def _spine(a: Anatomy, c: Canvas) -> None:
     rng = stream(a.seed, "spine")
     found = c.box((-55, a.spine_y - 52, -300), (55, a.spine_y + 24, 300))
+    assert found is not None  # every field of view holds the spine
     region, z, y, x = found
     dx, dy = x - a.midline(z), y - np.float32(a.spine_y)
     pitch = 27.0

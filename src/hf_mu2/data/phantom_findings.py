@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from . import phantom_lungs as lungs
-from .phantom_anatomy import side_sign, stream
+from .phantom_anatomy import Point, side_sign, stream
 from .phantom_chest import BIT, EVERYWHERE, Scene, graded, pick_side
 from .phantom_report import Finding
 from .study import FINDING_LABELS
@@ -24,13 +24,13 @@ def paint_findings(scene: Scene, labels: list[str]) -> list[Finding]:
     return sorted(findings, key=lambda finding: FINDING_LABELS.index(finding.label))
 
 
-def _cardiomegaly(scene: Scene, rng) -> list[Finding]:
+def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     c.mark(EVERYWHERE, a.heart_depth(c.z, c.y, c.x) > 0, BIT["Cardiomegaly"])
     return [Finding("Cardiomegaly", None, None, 1, None, graded(a.ratio, 0.59, 0.62))]
 
 
-def _pericardial_effusion(scene: Scene, rng) -> list[Finding]:
+def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     thickness = rng.uniform(9, 22) * scene.scale
     heart = a.heart_depth(c.z, c.y, c.x)
@@ -44,7 +44,7 @@ def _pericardial_effusion(scene: Scene, rng) -> list[Finding]:
     return [Finding("Pericardial effusion", None, None, 1, float(size), graded(size, 12, 18))]
 
 
-def _pleural_effusion(scene: Scene, rng) -> list[Finding]:
+def _pleural_effusion(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     sides = ["right", "left"] if rng.random() < 0.35 else [pick_side(rng)]
     thickness = {side: float(rng.uniform(18, 55)) * scene.scale for side in sides}
@@ -69,7 +69,7 @@ def _pleural_effusion(scene: Scene, rng) -> list[Finding]:
     return [Finding("Pleural effusion", side, None, len(sides), float(widest), graded(widest, 27, 42))]
 
 
-def _hiatal_hernia(scene: Scene, rng) -> list[Finding]:
+def _hiatal_hernia(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     radius = rng.uniform(23, 37) * scene.scale
     kind = "sliding" if rng.random() < 0.75 else "paraesophageal"
@@ -78,6 +78,7 @@ def _hiatal_hernia(scene: Scene, rng) -> list[Finding]:
     )
     shape = np.array([1.1, 0.85, 1.0]) * radius
     wall, inside = c.ellipsoid(center, shape), c.ellipsoid(center, shape - 4.5)
+    assert wall is not None and inside is not None  # the hiatus lies in every field of view
     region, share = wall
     c.paint(region, share, 45, BIT["Hiatal hernia"])
     scene.lung[region] *= 1 - share
@@ -90,12 +91,13 @@ def _hiatal_hernia(scene: Scene, rng) -> list[Finding]:
     return [Finding("Hiatal hernia", None, None, 1, float(round(2 * radius)), graded(radius, 27, 33), kind)]
 
 
-def _lymph_nodes(scene: Scene, rng) -> list[Finding]:
+def _lymph_nodes(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     region = str(rng.choice(["mediastinal", "hilar", "axillary"], p=[0.5, 0.25, 0.25]))
     side = None if region == "mediastinal" else pick_side(rng)
     sign = 1.0 if side == "right" else -1.0
-    if region == "mediastinal":
+    stations: list[Point]
+    if side is None:
         stations = [(19, -2, 34), (15, 2, 54), (-20, 6, 14), (0, -20, -18), (4, 30, 34)]
     elif region == "hilar":
         hilum = a.hilum(side)
@@ -117,7 +119,7 @@ def _lymph_nodes(scene: Scene, rng) -> list[Finding]:
     return [Finding("Lymphadenopathy", side, region, count, float(round(largest)), None)]
 
 
-def _arterial_calcification(scene: Scene, rng) -> list[Finding]:
+def _arterial_calcification(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     course = a.aorta()
     stretch = str(rng.choice(["aortic arch", "descending aorta", "thoracic aorta"]))
@@ -144,7 +146,7 @@ def _arterial_calcification(scene: Scene, rng) -> list[Finding]:
     return [Finding("Arterial wall calcification", None, stretch, 1, None, graded(amount, 0.35, 0.7))]
 
 
-def _coronary_calcification(scene: Scene, rng) -> list[Finding]:
+def _coronary_calcification(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     amount = rng.uniform(0, 1)
     names = ["LAD", "LCx", "RCA"][: 1 + int(amount * 2.99)]
@@ -160,7 +162,7 @@ def _coronary_calcification(scene: Scene, rng) -> list[Finding]:
     return [Finding("Coronary artery wall calcification", None, None, 1, None, graded(amount, 0.34, 0.67))]
 
 
-def _medical_material(scene: Scene, rng) -> list[Finding]:
+def _medical_material(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     bit = BIT["Medical material"]
     kind = str(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .phantom_anatomy import LOBES, stream
+from .phantom_anatomy import LOBES, Point, Region, stream
 from .phantom_chest import BIT, EVERYWHERE, Scene, graded, pick_side
 from .phantom_report import Finding
 
@@ -39,7 +39,7 @@ def mirrored(site: Lobe) -> Lobe:
     return OTHER_SIDE[side], OPPOSITE_LOBE.get(region, region)
 
 
-def mosaic(scene: Scene, rng) -> list[Finding]:
+def mosaic(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     c = scene.canvas
     patches = c.noise_field(rng, rng.uniform(26, 38)) + 0.25 * c.noise_field(rng, 12)
     dark = np.clip(0.5 + patches * 5, 0, 1)  # geographic: sharp borders
@@ -49,7 +49,7 @@ def mosaic(scene: Scene, rng) -> list[Finding]:
     return [Finding("Mosaic attenuation pattern", "bilateral", None, 1, None, graded(difference, 135, 165))]
 
 
-def emphysema(scene: Scene, rng) -> list[Finding]:
+def emphysema(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     amount = rng.uniform(0, 1)
     kind = "centrilobular" if rng.random() < 0.65 else "paraseptal"
@@ -65,7 +65,7 @@ def emphysema(scene: Scene, rng) -> list[Finding]:
     return [Finding("Emphysema", "bilateral", "upper lobe", 1, None, graded(amount, 0.35, 0.7), kind)]
 
 
-def opacity(scene: Scene, rng, site: Lobe) -> list[Finding]:
+def opacity(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     sites = [site]
     if rng.random() < 0.4:
@@ -83,12 +83,11 @@ def opacity(scene: Scene, rng, site: Lobe) -> list[Finding]:
             share *= np.clip(0.85 + 0.15 * c.noise_field(rng, 7, box), 0, 1)
             lifted = c.hu[box] + np.clip(-560 - c.hu[box], 0, None) + 60
             c.paint(box, share * (c.hu[box] < -400), lifted, BIT["Lung opacity"])
-    side = site[0] if len(sites) == 1 else "bilateral"
-    region = site[1] if len(sites) == 1 else None
-    return [Finding("Lung opacity", side, region, total, float(round(largest)), None)]
+    side, where = site if len(sites) == 1 else ("bilateral", None)
+    return [Finding("Lung opacity", side, where, total, float(round(largest)), None)]
 
 
-def fibrosis(scene: Scene, rng, site: Lobe) -> list[Finding]:
+def fibrosis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     side, region = site
     sites = [site] + [mirrored(site)] * (rng.random() < 0.35)
@@ -117,6 +116,7 @@ def fibrosis(scene: Scene, rng, site: Lobe) -> list[Finding]:
             )
         c.ball(anchor, rng.uniform(5, 8, 3), 30, BIT["Pulmonary fibrotic sequela"], within=scene.lung)
         found = c.box(anchor - 34, anchor + 34)  # pleural thickening nearby
+        assert found is not None  # lung points lie in the field of view
         box, z, y, x = found
         near = 26 - np.sqrt((x - anchor[0]) ** 2 + (y - anchor[1]) ** 2 + (z - anchor[2]) ** 2)
         cap = np.minimum(4.5 - scene.lung_depth[box], near)
@@ -127,7 +127,7 @@ def fibrosis(scene: Scene, rng, site: Lobe) -> list[Finding]:
     ]
 
 
-def septal(scene: Scene, rng) -> list[Finding]:
+def septal(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     """Thicken the walls of the secondary lobules: the borders of a jittered Voronoi tiling, basal and subpleural."""
     c = scene.canvas
     side = "bilateral" if rng.random() < 0.7 else pick_side(rng)
@@ -162,7 +162,7 @@ def septal(scene: Scene, rng) -> list[Finding]:
     return [Finding("Interlobular septal thickening", side, None, 1, None, graded(thickness, 1.55, 1.78))]
 
 
-def atelectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
+def atelectasis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     side, region = site
     wedge = rng.random() < 0.4
@@ -175,6 +175,7 @@ def atelectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
     size = rng.uniform(44, 66) * scene.scale
     thickness = rng.uniform(4.5, 7) * scene.scale
     found = c.box(point - size, point + size)
+    assert found is not None  # lung points lie in the field of view
     box, z, y, x = found
     dx, dy, dz = x - np.float32(point[0]), y - np.float32(point[1]), z - np.float32(point[2])
     along = dx * np.float32(inward[0]) + dy * np.float32(inward[1]) + dz * np.float32(inward[2])
@@ -197,7 +198,7 @@ def atelectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
     return [Finding("Atelectasis", side, region, 1, None, None, kind)]
 
 
-def consolidation(scene: Scene, rng, site: Lobe) -> list[Finding]:
+def consolidation(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     side, region = site
     radius = rng.uniform(20, 36) * scene.scale
@@ -223,7 +224,7 @@ def consolidation(scene: Scene, rng, site: Lobe) -> list[Finding]:
     return [Finding("Consolidation", side, region, 1, float(round(2 * radius)), None)]
 
 
-def thick_bronchi(scene: Scene, rng) -> list[Finding]:
+def thick_bronchi(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     c = scene.canvas
     wall = rng.uniform(2.2, 3.5) * scene.scale
     spread = rng.random()
@@ -244,7 +245,7 @@ def thick_bronchi(scene: Scene, rng) -> list[Finding]:
     return [Finding("Peribronchial thickening", side, region, 1, None, graded(wall, 2.65, 3.1))]
 
 
-def bronchiectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
+def bronchiectasis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     side, region = site
     sites = [site] + [mirrored(site)] * (rng.random() < 0.3)
@@ -272,7 +273,7 @@ def bronchiectasis(scene: Scene, rng, site: Lobe) -> list[Finding]:
     ]
 
 
-def nodules(scene: Scene, rng, site: Lobe) -> list[Finding]:
+def nodules(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     side, region = site
     count = int(rng.choice([1, 1, 1, 2, 3]))
@@ -293,7 +294,14 @@ def nodules(scene: Scene, rng, site: Lobe) -> list[Finding]:
     return [Finding("Lung nodule", side, region, count, float(round(diameters[0])), None)]
 
 
-def _blob(scene: Scene, rng, center, radius, roughness: float = 0.25, cell_mm: float | None = None):
+def _blob(
+    scene: Scene,
+    rng: np.random.Generator,
+    center: Point,
+    radius: Point | float,
+    roughness: float = 0.25,
+    cell_mm: float | None = None,
+) -> tuple[Region, np.ndarray]:
     """Return region and signed depth of an irregular ellipsoid."""
     radius = np.broadcast_to(np.asarray(radius, np.float32), 3)
     center = np.asarray(center, np.float32)
