@@ -4,13 +4,14 @@
 
 Five stages, each resumable (kill it and call it again): `data` makes studies and preprocesses them with the
 checkpoint's own image processor; `tower` trains the vision tower to say, per patch and per study, which findings it
-holds; `report` trains tokenizer and language model on the reports, from cached tower features; `export` writes the
-checkpoint; `measure` generates reports for unseen studies and writes the model card from what it measured.
+holds; `report` trains tokenizer and language model on the reports, from cached tower features; `whole` goes on with the
+vision tower included, from the volumes; `export` writes the checkpoint. `scripts/measure_mu2_phantom.py` measures it.
 
 Reads: nothing (studies are computed from their seeds). Writes: WORK_DIR (studies, training state) and OUT (checkpoint).
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_mu2.data.phantom import GENERATOR_VERSION, PROMPTS, make_phantom, random_spacing, report_text
 from hf_mu2.data.phantom_report import Finding, write_report
@@ -37,13 +38,10 @@ from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration
 from hf_mu2.model.modeling_mu2_vision import Mu2VisionModel
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION, Mu2Processor
-from hf_mu2.scoring.clinical import f1_table, shuffled_gap
-from hf_mu2.scoring.labels import VERSION as LABELER_VERSION
-from hf_mu2.scoring.labels import label_reports
 
+STAGES = ("data", "tower", "report", "whole", "export")
 SHARD = 100
 QUESTIONS = (DEFAULT_QUESTION, *PROMPTS)
-FIRST_UNSEEN_SEED = 10_000_000  # studies that are measured; training takes seeds from 0
 # Ids follow this order, as the preset `tiny` says.
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|user|>", "<|assistant|>", "<|end|>", "<|image|>", "<|system|>")
 CHAT_TEMPLATE = """\
@@ -125,7 +123,7 @@ def patch_findings(masks: np.ndarray, affine: np.ndarray, grid_affine: np.ndarra
         inside = (masks >> np.uint32(i)) & 1 == 1
         if inside.any():
             share = np.bincount(patch[inside], minlength=bits.size) / voxels
-            # A quarter of a percent of a patch is one grid voxel; the fullest patch always counts.
+            # A voxel of the grid is 0.4 % of a patch of 4 x 8 x 8; the fullest patch always counts.
             bits[share >= min(0.005, share.max())] |= np.uint32(1 << i)
     return bits.reshape(slabs, rows, columns)
 
@@ -161,11 +159,16 @@ def make_shard(job: tuple[Path, list[int]]) -> None:
     partial.replace(path)
 
 
+def shard_path(work: Path, first: int, num_train: int) -> Path:
+    last = min(first + SHARD, num_train) - 1
+    return work / "studies" / f"generator{GENERATOR_VERSION}_{first:06d}-{last:06d}.npz"
+
+
 def make_data(work: Path, num_train: int, workers: int) -> None:
     folder = work / "studies"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (folder / f"{first:06d}.npz", list(range(first, min(first + SHARD, num_train))))
+        (shard_path(work, first, num_train), list(range(first, min(first + SHARD, num_train))))
         for first in range(0, num_train, SHARD)
     ]
     jobs = [job for job in jobs if not job[0].exists()]
@@ -177,7 +180,7 @@ class Studies:
     """The preprocessed studies, in memory."""
 
     def __init__(self, work: Path, num_train: int):
-        shards = [np.load(work / "studies" / f"{first:06d}.npz") for first in range(0, num_train, SHARD)]
+        shards = [np.load(shard_path(work, first, num_train)) for first in range(0, num_train, SHARD)]
         most = max(shard["slabs"].shape[1] for shard in shards)
 
         def join(key):
@@ -208,6 +211,12 @@ def cosine(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) * (
         0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     )
+
+
+def digest(path: Path) -> str:
+    """A short hash of a file, for the names of what is made from it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def save_state(path: Path, **state) -> None:
@@ -334,7 +343,7 @@ def train_tower(work: Path, studies: Studies, device, epochs: int, size: int = 8
 @torch.no_grad()
 def cache_features(work: Path, studies: Studies, device) -> torch.Tensor:
     """Encode every study once; the report stage trains from these."""
-    path = work / "features.pt"
+    path = work / f"features_{digest(work / 'tower.pt')}.pt"
     if path.exists():
         return torch.load(path, weights_only=True, mmap=True)
     tower = Mu2VisionModel._from_config(config().vision_config).to(device).eval()
@@ -356,9 +365,10 @@ def cache_features(work: Path, studies: Studies, device) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def text_tokenizer(work: Path, answers: list[str]) -> PreTrainedTokenizerFast:
+def text_tokenizer(work: Path, studies: Studies) -> PreTrainedTokenizerFast:
     folder = work / "text_tokenizer"
     if not folder.exists():
+        answers = [studies.answer(i, 0) for i in range(len(studies))]
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -384,7 +394,8 @@ def text_tokenizer(work: Path, answers: list[str]) -> PreTrainedTokenizerFast:
             chat_template=CHAT_TEMPLATE,
             padding_side="left",
             model_max_length=1024,
-        ).save_pretrained(folder)
+        ).save_pretrained(work / ".partial_text_tokenizer")
+        (work / ".partial_text_tokenizer").replace(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
@@ -422,22 +433,28 @@ def encode_texts(
     return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
 
 
-def train_report(
-    work: Path, studies: Studies, device, epochs: int, size: int = 16, rate: float = 2e-3
-) -> None:
-    features = cache_features(work, studies, device)
-    processor = make_processor(text_tokenizer(work, [studies.answer(i, 0) for i in range(len(studies))]))
+def train_language(work: Path, studies: Studies, device, epochs: int, is_whole: bool, size: int = 16) -> None:
+    """Train tokenizer and language model on the reports; with `is_whole` the vision tower too, from the volumes."""
+    stage, rate = ("whole", 3e-4) if is_whole else ("report", 2e-3)
+    start_from = torch.load(
+        work / ("report.pt" if is_whole else "tower.pt"), map_location=device, weights_only=True
+    )
+    processor = make_processor(text_tokenizer(work, studies))
     torch.manual_seed(1)
     model = Mu2ForConditionalGeneration(config()).to(device)
-    model.model.vision_tower.load_state_dict(
-        torch.load(work / "tower.pt", map_location=device, weights_only=True)["tower"]
-    )
-    model.model.vision_tower.requires_grad_(False)
     # The soft prompts must say which findings there are: a head that is thrown away reads them from the best query.
     head = nn.Linear(model.config.text_config.hidden_size, len(FINDING_LABELS)).to(device)
+    features = None
+    if is_whole:
+        model.load_state_dict(start_from["model"]), head.load_state_dict(start_from["head"])
+        model.model.vision_tower.config.frames_per_chunk = 64
+    else:
+        features = cache_features(work, studies, device)
+        model.model.vision_tower.load_state_dict(start_from["tower"])
+        model.model.vision_tower.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad] + list(head.parameters())
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
-    state_path, first = work / "report.pt", 0
+    state_path, first = work / f"{stage}.pt", 0
     if state_path.exists():
         state = torch.load(state_path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"])
@@ -446,31 +463,32 @@ def train_report(
     held = max(len(studies) // 20, 1)
     train, held_out = torch.arange(held, len(studies)), torch.arange(held)
     steps = epochs * math.ceil(len(train) / size)
-    rng = np.random.default_rng(2)
 
-    def run(rows: torch.Tensor, draw: int):
+    def run(rows: torch.Tensor, draw: int, rng: np.random.Generator, generator: torch.Generator | None):
         questions = [str(rng.choice(QUESTIONS)) for _ in rows]
         batch = encode_texts(processor, questions, [studies.answer(i, draw) for i in rows.tolist()])
-        batch = {key: value.to(device) for key, value in batch.items()}
+        batch["pixel_attention_mask"] = studies.slabs[rows]
+        if features is None:
+            batch["pixel_values"] = to_pixels(studies.pixels[rows], device, generator)
+        else:
+            batch["vision_hidden_states"] = features[rows].float()
         with torch.autocast(device.type, torch.bfloat16):
-            outputs = model(
-                **batch,
-                vision_hidden_states=features[rows].to(device).float(),
-                pixel_attention_mask=studies.slabs[rows].to(device),
-            )
+            outputs = model(**{key: value.to(device) for key, value in batch.items()})
             found = head(outputs.image_hidden_states).float().amax(dim=1)
         finding_loss = F.binary_cross_entropy_with_logits(found, studies.labels[rows].to(device))
         return outputs.loss.float(), finding_loss, found
 
     for epoch in range(first, epochs):
-        rng = np.random.default_rng(2000 + epoch)
+        # Another wording of every report in every epoch, of both stages.
+        draw, rng = 1 + epoch + 1000 * is_whole, np.random.default_rng([2000, epoch])
+        generator = torch.Generator().manual_seed(3000 + epoch)
         model.train()
         start, losses = time.time(), []
         todo = batches(train, size, 500 + epoch)
-        for i, rows in enumerate(tqdm(todo, desc=f"report {epoch + 1}/{epochs}", mininterval=10)):
+        for i, rows in enumerate(tqdm(todo, desc=f"{stage} {epoch + 1}/{epochs}", mininterval=10)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * cosine(epoch * len(todo) + i, steps, 100)
-            loss, finding_loss, _ = run(rows, 1 + epoch)  # another wording in every epoch
+            loss, finding_loss, _ = run(rows, draw, rng, generator)
             optimizer.zero_grad()
             (loss + 0.5 * finding_loss).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -478,11 +496,11 @@ def train_report(
             losses.append((loss.item(), finding_loss.item()))
         model.eval()
         with torch.no_grad():
-            results = [run(rows, 0) for rows in held_out.split(size)]
+            results = [run(rows, 0, rng, None) for rows in held_out.split(size)]
         score, per_label = macro_f1(studies.labels[held_out], torch.cat([r[2].cpu() for r in results]) > 0)
         text_loss, finding_loss = np.mean(losses, axis=0).tolist()
         log(
-            work, stage="report", epoch=epoch + 1, loss=text_loss, finding_loss=finding_loss,
+            work, stage=stage, epoch=epoch + 1, loss=text_loss, finding_loss=finding_loss,
             held_out_loss=float(np.mean([r[0].item() for r in results])), prompt_macro_f1=score, per_label=per_label,
             seconds=time.time() - start,
         )  # fmt: skip
@@ -502,7 +520,7 @@ def export(work: Path, out: Path) -> None:
     """Write the checkpoint under a temporary name, then rename it."""
     processor = make_processor(PreTrainedTokenizerFast.from_pretrained(work / "text_tokenizer"))
     model = Mu2ForConditionalGeneration(config())
-    state = torch.load(work / "report.pt", map_location="cpu", weights_only=True)["model"]
+    state = torch.load(work / "whole.pt", map_location="cpu", weights_only=True)["model"]
     model.load_state_dict(state)
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=384, bos_token_id=1, eos_token_id=4, pad_token_id=0
@@ -513,161 +531,32 @@ def export(work: Path, out: Path) -> None:
     partial.rename(out)
 
 
-# ------------------------------------------------------------------------------------------------------------- measure
-
-
-def unseen_study(seed: int) -> tuple:
-    """A study no stage has seen, at the spacing its seed draws, through the shipped image processor."""
-    torch.set_num_threads(1)
-    phantom = make_phantom(seed)
-    batch = image_processor()(phantom.nifti(), return_tensors="np")
-    return (
-        phantom.study_id,
-        report_text(phantom.report),
-        batch["pixel_values"][0],
-        batch["pixel_attention_mask"][0],
-    )
-
-
-@torch.no_grad()
-def measure(work: Path, out: Path, num_studies: int, workers: int, device) -> None:
-    """Let the shipped files report unseen studies, label both sides with the rule labeler, and write the model card."""
-    processor = Mu2Processor.from_pretrained(out)
-    model = AutoModelForImageTextToText.from_pretrained(out).to(device).eval()
-    path = work / "unseen.jsonl"
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    seeds = list(range(FIRST_UNSEEN_SEED + len(done), FIRST_UNSEEN_SEED + num_studies))
-    prompt = processor.apply_chat_template(
-        processor.build_messages(None), add_generation_prompt=True, tokenize=False
-    ).replace(processor.image_token, processor.image_token * processor.num_query_tokens)
-    prompt_ids = processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-    eos = model.generation_config.eos_token_id
-
-    def answer(studies: list[tuple]) -> list[dict]:
-        frames = max(len(pixels) for *_, pixels, _ in studies)
-
-        def pad(array):
-            return np.pad(array, [(0, frames - len(array))] + [(0, 0)] * (array.ndim - 1))
-
-        ids = model.generate(
-            input_ids=prompt_ids.expand(len(studies), -1).to(device),
-            pixel_values=torch.from_numpy(np.stack([pad(study[2]) for study in studies])).to(device),
-            pixel_attention_mask=torch.from_numpy(np.stack([pad(study[3]) for study in studies])).to(device),
-        )[:, prompt_ids.shape[1] :]
-        texts = processor.batch_decode(ids, skip_special_tokens=True)
-        finished = (ids == eos).any(dim=1).tolist()
-        return [
-            {"study_id": study[0], "reference": study[1], "candidate": text.strip(), "finish_reason": reason}
-            for study, text, reason in zip(studies, texts, ["eos" if f else "length" for f in finished])
-        ]
-
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool, path.open("a") as file:
-        waiting: list[tuple] = []
-        for i, study in enumerate(
-            tqdm(pool.map(unseen_study, seeds), total=len(seeds), desc="unseen", mininterval=10)
-        ):
-            waiting.append(study)
-            if len(waiting) == 8 or i == len(seeds) - 1:
-                rows, waiting = answer(waiting), []
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-                file.flush()
-                done.extend(rows)
-    write_card(out, done[:num_studies])
-
-
-def write_card(out: Path, rows: list[dict]) -> None:
-    reference = label_reports([row["reference"] for row in rows])
-    candidate = label_reports([row["candidate"] for row in rows])
-    table, gap = f1_table(reference, candidate), shuffled_gap(reference, candidate, seed=0)
-    per_label = {
-        name: shuffled_gap(reference[:, [i]], candidate[:, [i]], seed=0)
-        for i, name in enumerate(FINDING_LABELS)
-    }
-    learned = [name for name in FINDING_LABELS if per_label[name]["low"] > 0]
-    not_learned = [name for name in FINDING_LABELS if name not in learned]
-    result = {
-        "notice": config().notice,
-        "command": "python scripts/train_mu2_phantom.py --work WORK_DIR --stage measure",
-        "generator_version": GENERATOR_VERSION,
-        "labeler_version": LABELER_VERSION,
-        "seeds": [FIRST_UNSEEN_SEED, FIRST_UNSEEN_SEED + len(rows) - 1],
-        "truncated": sum(row["finish_reason"] != "eos" for row in rows),
-        "distinct_reports": len({row["candidate"] for row in rows}),
-        "gap": gap,
-        "f1": table,
-        "per_label_gap": per_label,
-        "not_learned": not_learned,
-    }
-    (out / "measured.json").write_text(json.dumps(result, indent=1) + "\n")
-    lines = []
-    for name, row in table["labels"].items():
-        numbers = " | ".join(f"{row[key]:.2f}" for key in ("precision", "recall", "f1"))
-        own = per_label[name]
-        interval = f"{own['gap']:+.2f} [{own['low']:+.2f}, {own['high']:+.2f}]"
-        lines.append(f"| {name} | {numbers} | {own['floor']:.2f} | {interval} | {row['support']} |")
-    num_parameters = sum(p.numel() for p in AutoModelForImageTextToText.from_pretrained(out).parameters())
-    unlearned = ", ".join(not_learned) if not_learned else "none"
-    (out / "README.md").write_text(f"""---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [medical, ct, radiology, synthetic, hf_mu2]
----
-# mu2-phantom
-
-**{result["notice"]}** It shows that the whole path from a CT volume to a report works; what it says of a real
-CT means nothing.
-
-{num_parameters:,} parameters, trained from nothing by `scripts/train_mu2_phantom.py` on PhantomCT (version
-{GENERATOR_VERSION}): first the vision tower, to name the findings of every patch, then the mu2 tokenizer and the
-language model, to write the report. Grid: 5 x 4.5 x 4.5 mm.
-
-## Measured
-
-`{result["command"]}`: {len(rows)} phantoms with seeds that training never used, at spacings
-of 2-6 mm; findings of the generated and of the true report read by the rule labeler {LABELER_VERSION}. Greedy decoding,
-{result["truncated"]} reports truncated, {result["distinct_reports"]} distinct.
-
-Label macro-F1 **{gap["macro_f1"]:.3f}**; the same reports dealt to other studies {gap["floor"]:.3f}; difference
-**{gap["gap"]:.3f}** (95 % interval {gap["low"]:.3f} to {gap["high"]:.3f}, {gap["num_bootstraps"]} bootstraps).
-
-| finding | precision | recall | F1 | shuffled F1 | difference (95 %) | studies |
-|---|---|---|---|---|---|---|
-{chr(10).join(lines)}
-
-Findings it did not learn (difference not above 0): {unlearned}.
-""")
-    print(json.dumps({"gap": gap, "not_learned": not_learned}, indent=1))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for studies and training state")
     parser.add_argument("--out", type=Path, default=Path("src/hf_mu2/checkpoints/mu2-phantom"))
-    parser.add_argument(
-        "--stage", choices=["all", "data", "tower", "report", "export", "measure"], default="all"
-    )
+    parser.add_argument("--stage", choices=["all", *STAGES], default="all")
     parser.add_argument("--train", type=int, default=2400, help="studies to train on")
     parser.add_argument("--tower-epochs", type=int, default=14)
-    parser.add_argument("--report-epochs", type=int, default=12)
-    parser.add_argument("--unseen", type=int, default=400, help="studies to measure on")
+    parser.add_argument("--report-epochs", type=int, default=7)
+    parser.add_argument("--whole-epochs", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stages = ["data", "tower", "report", "export", "measure"] if args.stage == "all" else [args.stage]
+    stages = STAGES if args.stage == "all" else [args.stage]
     if "data" in stages:
         make_data(args.work, args.train, args.workers)
     if "tower" in stages:
         train_tower(args.work, Studies(args.work, args.train), device, args.tower_epochs)
     if "report" in stages:
-        train_report(args.work, Studies(args.work, args.train), device, args.report_epochs)
+        train_language(args.work, Studies(args.work, args.train), device, args.report_epochs, is_whole=False)
+    if "whole" in stages:
+        train_language(args.work, Studies(args.work, args.train), device, args.whole_epochs, is_whole=True)
     if "export" in stages:
         export(args.work, args.out)
-    if "measure" in stages:
-        measure(args.work, args.out, args.unseen, args.workers, device)
 
 
 if __name__ == "__main__":
