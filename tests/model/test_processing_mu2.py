@@ -7,6 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 
 from hf_mu2.hub.chat_template import adapt_chat_template
@@ -201,6 +203,10 @@ def test_content_may_be_a_string_or_parts(processor):
     assert processor.apply_chat_template(as_parts) == expected
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"),
+    reason="transformers misplaces the mask behind a volume",
+)
 def test_the_answer_mask_covers_answers_and_their_ends_only(processor):
     conversation = [turn(tiny_volume()), answer("One."), turn(text="Sure?"), answer("Two.")]
     batch = processor.apply_chat_template(
@@ -212,6 +218,14 @@ def test_the_answer_mask_covers_answers_and_their_ends_only(processor):
     )
     marked = batch["input_ids"][batch["assistant_masks"].bool()]
     assert processor.tokenizer.decode(marked) == "One.<|end|>Two.<|end|>"
+
+
+def test_the_answer_mask_is_refused_where_transformers_misplaces_it(processor, monkeypatch):
+    conversation = [turn(tiny_volume()), answer("One.")]
+    monkeypatch.setattr(transformers, "__version__", "5.17.3")
+    with pytest.raises(ValueError, match=r"needs transformers 5\.18 .* got 5\.17\.3\. Upgrade"):
+        processor.apply_chat_template(conversation, tokenize=True, return_assistant_tokens_mask=True)
+    assert "One." in processor.apply_chat_template(conversation)
 
 
 def test_returned_questions_are_those_the_model_finds(processor):

@@ -5,6 +5,7 @@ from numbers import Number
 from typing import Any
 
 import numpy as np
+import transformers
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin
 
@@ -142,6 +143,29 @@ class Mu2Processor(ProcessorMixin):
     def _process_images(self, images: list, **kwargs):
         replacement = self.image_token * self.num_query_tokens
         return self.image_processor(images, **kwargs), [replacement] * len(images)
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        return_assistant_tokens_mask: bool = False,
+        **kwargs,
+    ):
+        """Write conversations as the model reads them, as every processor does.
+
+        Raises:
+            ValueError: if the mask of answers is asked of a transformers that misplaces it behind a volume.
+        """
+        release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+        if return_assistant_tokens_mask and release < (5, 18):
+            raise ValueError(
+                "The mask of answers needs transformers 5.18 or newer, which moves it past placeholders of volumes, got "
+                f"{transformers.__version__}. Upgrade with `pip install -U transformers`, or train on prompt and "
+                "completion, which need no mask."
+            )
+        return super().apply_chat_template(
+            conversation, chat_template, return_assistant_tokens_mask=return_assistant_tokens_mask, **kwargs
+        )
 
     @property
     def unused_input_names(self) -> list[str]:
