@@ -2,9 +2,10 @@
 
     python benchmarks/tokenizer.py [--tokens 2048 --frames 8 --width 768 --selected 1024 --queries 1024 --threads 2]
 
-Three forms of the same maths (published refiner, 1-D relative bias, constant gates, one query set): `loop`, the published
-code written plainly with its Python loop over slots; `matmul`, the same with selection as one product; `ours`, this
-package in `official` form. Each runs in a process of its own, forward and forward + backward; then our default form.
+Three forms of the same maths (published refiner, 1-D relative bias, constant gates, one query set): `loop`, the
+published code written plainly with its Python loop over slots; `matmul`, the same with selection as one product;
+`ours`, this package in `official` form. Each runs in a process of its own, forward and forward + backward; then our
+default form.
 """
 
 import argparse

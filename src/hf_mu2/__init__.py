@@ -5,7 +5,6 @@ from pathlib import Path
 
 from .registration import register
 
-
 try:
     __version__ = version("hf-mu2")
 except PackageNotFoundError:  # a source tree that is not installed

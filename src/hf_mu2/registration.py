@@ -98,12 +98,16 @@ def register() -> None:
     _add(models, Mu2VisionConfig, lambda: _own("modeling_mu2_vision", "Mu2VisionModel"))
     _add(models, Mu2TokenizerConfig, lambda: _own("modeling_mu2_tokenizer", "Mu2Tokenizer"))
     for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-        _add(auto_class._model_mapping, Mu2Config, lambda: _own("modeling_mu2", "Mu2ForConditionalGeneration"))
+        _add(
+            auto_class._model_mapping, Mu2Config, lambda: _own("modeling_mu2", "Mu2ForConditionalGeneration")
+        )
 
     auto = "transformers.models.auto"
     _after_import(
         f"{auto}.processing_auto",
-        lambda module: _add(module.PROCESSOR_MAPPING, Mu2Config, lambda: _own("processing_mu2", "Mu2Processor")),
+        lambda module: _add(
+            module.PROCESSOR_MAPPING, Mu2Config, lambda: _own("processing_mu2", "Mu2Processor")
+        ),
     )
     _after_import(
         f"{auto}.image_processing_auto",

@@ -1,11 +1,11 @@
 import random
 
 import pytest
-from tests.phantom_findings import draw_findings
 
 from hf_mu2.data import phantom_sentences as sentences
 from hf_mu2.data.phantom_report import Finding, PhantomReport, write_report
 from hf_mu2.data.study import FINDING_LABELS
+from tests.phantom_findings import draw_findings
 
 
 def test_there_are_at_least_200_sentence_skeletons():

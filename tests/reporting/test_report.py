@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_mu2.model.configuration_mu2 import Mu2Config
 from hf_mu2.model.volume_mu2 import load_volume
 from hf_mu2.reporting import report as report_module
-from hf_mu2.model.configuration_mu2 import Mu2Config
 from hf_mu2.reporting.report import Request, content_id, find_volumes, report_volume, write_report
 from tests.tiny import tiny_nifti
 

@@ -3,11 +3,11 @@ import time
 
 import numpy as np
 import pytest
-from tests.phantom_findings import draw_findings
 
 from hf_mu2.data.phantom_report import write_report
 from hf_mu2.data.study import FINDING_LABELS
 from hf_mu2.scoring.labels import LABELS, find_labels, label_report, label_reports
+from tests.phantom_findings import draw_findings
 
 POSITIVE = {
     "Medical material": ["Left chest wall pacemaker.", "A port catheter ends in the superior vena cava."],
