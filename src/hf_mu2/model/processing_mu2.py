@@ -159,7 +159,7 @@ class Mu2Processor(ProcessorMixin):
         release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
         if return_assistant_tokens_mask and release < (5, 18):
             raise ValueError(
-                "The mask of answers needs transformers 5.18 or newer, which moves it past placeholders of volumes, got "
+                "The mask of answers needs transformers 5.18 or newer, which moves it past volumes, got "
                 f"{transformers.__version__}. Upgrade with `pip install -U transformers`, or train on prompt and "
                 "completion, which need no mask."
             )
