@@ -126,8 +126,8 @@ def _choose_series(headers: list, name: str, series: int | str | None) -> list:
     if len(groups) > 1:
         number = next(iter(groups.values()))[0][1].get("SeriesNumber")
         raise VolumeError(
-            f"A volume is one series, `{name}` holds {len(groups)}:\n{_listing(groups)}\nChoose one with `series=` and "
-            f"its number or UID, e.g. `series={number}`."
+            f"A volume is one series, `{name}` holds {len(groups)}:\n{_listing(groups)}\nChoose one by its "
+            f"number or UID, e.g. `series={number}`, on the command line `--series {number}`."
         )
     return next(iter(groups.values()))
 
