@@ -192,6 +192,9 @@ class Studies:
         self.bits = join("bits").to(torch.int64)
         rows = [row for shard in shards for row in json.loads(str(shard["texts"]))]
         self.findings = [[Finding(**finding) for finding in row["findings"]] for row in rows]
+        findings = torch.arange(len(FINDING_LABELS))
+        sample = self.bits[:: max(1, len(rows) // 200)].flatten()
+        self.patch_share = ((sample[:, None] >> findings) & 1).float().mean(0).clamp(min=1e-4)
         self.labels = torch.tensor([[row["labels"][name] for name in FINDING_LABELS] for row in rows]).float()
 
     def __len__(self) -> int:
@@ -254,8 +257,27 @@ class FindingHead(nn.Module):
 
     def forward(self, tokens: torch.Tensor, token_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.patch(tokens.flatten(1, 2).float())  # (B, T*N, labels)
-        best = logits.masked_fill(~token_mask.flatten(1)[:, :, None], -1e4).topk(8, dim=1).values.mean(1)
+        best = logits.masked_fill(~token_mask[:, :, None], -1e4).topk(8, dim=1).values.mean(1)
         return logits, best * self.scale + self.offset
+
+    def losses(
+        self, tokens: torch.Tensor, studies: "Studies", rows: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Patch loss, study loss and study logits of encoded studies, `(B, T, N, width)`.
+
+        Findings fill between one patch in 3,000 and one in 20. Positives weigh 1/sqrt(share) and each finding's loss
+        again so, up to a constant: otherwise the large findings are all that is learned.
+        """
+        device = tokens.device
+        slabs, bits = studies.slabs[rows].to(device), studies.bits[rows].to(device).flatten(1)
+        mask = slabs.repeat_interleave(tokens.shape[2] // slabs.shape[2], dim=-1).flatten(1)
+        patch_logits, study_logits = self(tokens, mask)
+        truth = ((bits[:, :, None] >> torch.arange(len(FINDING_LABELS), device=device)) & 1).float()
+        rarity = studies.patch_share.to(device).rsqrt()
+        weight = mask[:, :, None] * (0.05 * rarity).clamp(max=5.0)
+        patch_loss = F.binary_cross_entropy_with_logits(patch_logits, truth, weight=weight, pos_weight=rarity)
+        study_loss = F.binary_cross_entropy_with_logits(study_logits, studies.labels[rows].to(device))
+        return patch_loss, study_loss, study_logits
 
 
 NOISE = torch.randn(2**23, generator=torch.Generator().manual_seed(3))
@@ -287,18 +309,13 @@ def train_tower(work: Path, studies: Studies, device, epochs: int, size: int = 8
         first = state["epoch"]
     held = max(len(studies) // 20, 1)
     train, held_out = torch.arange(held, len(studies)), torch.arange(held)
-    shifts = torch.arange(len(FINDING_LABELS))
-    tokens_per_slab = cfg.grid[1] * cfg.grid[2]
     steps = epochs * math.ceil(len(train) / size)
 
     def run(rows: torch.Tensor, generator: torch.Generator | None):
         pixels, slabs = to_pixels(studies.pixels[rows], device, generator), studies.slabs[rows].to(device)
         with torch.autocast(device.type, torch.bfloat16):
             tokens = tower(pixels, slabs).last_hidden_state
-        token_mask = slabs.repeat_interleave(tokens_per_slab, dim=-1)
-        patch_logits, study_logits = head(tokens, token_mask)
-        truth = (studies.bits[rows].to(device).flatten(1)[:, :, None] >> shifts.to(device)) & 1
-        return patch_logits, study_logits, truth.float(), token_mask.flatten(1)
+        return head.losses(tokens, studies, rows)
 
     for epoch in range(first, epochs):
         tower.train(), head.train()
@@ -308,14 +325,7 @@ def train_tower(work: Path, studies: Studies, device, epochs: int, size: int = 8
         for i, rows in enumerate(tqdm(todo, desc=f"tower {epoch + 1}/{epochs}", mininterval=10)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * cosine(epoch * len(todo) + i, steps, 100)
-            patch_logits, study_logits, truth, mask = run(rows, generator)
-            patch_loss = F.binary_cross_entropy_with_logits(
-                patch_logits,
-                truth,
-                weight=mask[:, :, None].float(),
-                pos_weight=torch.tensor(4.0, device=device),
-            )
-            study_loss = F.binary_cross_entropy_with_logits(study_logits, studies.labels[rows].to(device))
+            patch_loss, study_loss, _ = run(rows, generator)
             loss = patch_loss + 0.3 * study_loss
             optimizer.zero_grad()
             loss.backward()
@@ -324,7 +334,7 @@ def train_tower(work: Path, studies: Studies, device, epochs: int, size: int = 8
             losses.append((patch_loss.item(), study_loss.item()))
         tower.eval(), head.eval()
         with torch.no_grad():
-            guess = torch.cat([run(rows, None)[1].cpu() for rows in held_out.split(size)])
+            guess = torch.cat([run(rows, None)[2].cpu() for rows in held_out.split(size)])
         score, per_label = macro_f1(studies.labels[held_out], guess > 0)
         patch_loss, study_loss = np.mean(losses, axis=0).tolist()
         log(
@@ -435,29 +445,35 @@ def encode_texts(
 
 def train_language(work: Path, studies: Studies, device, epochs: int, is_whole: bool, size: int = 16) -> None:
     """Train tokenizer and language model on the reports; with `is_whole` the vision tower too, from the volumes."""
-    stage, rate = ("whole", 3e-4) if is_whole else ("report", 2e-3)
-    start_from = torch.load(
-        work / ("report.pt" if is_whole else "tower.pt"), map_location=device, weights_only=True
-    )
+    stage, rate = ("whole", 1e-3) if is_whole else ("report", 2e-3)
+    tower_state = torch.load(work / "tower.pt", map_location=device, weights_only=True)
     processor = make_processor(text_tokenizer(work, studies))
     torch.manual_seed(1)
     model = Mu2ForConditionalGeneration(config()).to(device)
     # The soft prompts must say which findings there are: a head that is thrown away reads them from the best query.
     head = nn.Linear(model.config.text_config.hidden_size, len(FINDING_LABELS)).to(device)
+    tower = model.model.vision_tower
+    patch_head = FindingHead(model.config.vision_config.hidden_size).to(device)
     features = None
     if is_whole:
-        model.load_state_dict(start_from["model"]), head.load_state_dict(start_from["head"])
-        model.model.vision_tower.config.frames_per_chunk = 64
+        report_state = torch.load(work / "report.pt", map_location=device, weights_only=True)
+        model.load_state_dict(report_state["model"]), head.load_state_dict(report_state["head"])
+        patch_head.load_state_dict(tower_state["head"])
+        tower.config.frames_per_chunk = 64
     else:
         features = cache_features(work, studies, device)
-        model.model.vision_tower.load_state_dict(start_from["tower"])
-        model.model.vision_tower.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad] + list(head.parameters())
+        tower.load_state_dict(tower_state["tower"])
+        tower.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad] + [
+        *head.parameters(),
+        *patch_head.parameters(),
+    ]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
     state_path, first = work / f"{stage}.pt", 0
     if state_path.exists():
         state = torch.load(state_path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"])
+        patch_head.load_state_dict(state["patch_head"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["epoch"]
     held = max(len(studies) // 20, 1)
@@ -468,15 +484,21 @@ def train_language(work: Path, studies: Studies, device, epochs: int, is_whole: 
         questions = [str(rng.choice(QUESTIONS)) for _ in rows]
         batch = encode_texts(processor, questions, [studies.answer(i, draw) for i in rows.tolist()])
         batch["pixel_attention_mask"] = studies.slabs[rows]
-        if features is None:
-            batch["pixel_values"] = to_pixels(studies.pixels[rows], device, generator)
-        else:
-            batch["vision_hidden_states"] = features[rows].float()
+        batch = {key: value.to(device) for key, value in batch.items()}
         with torch.autocast(device.type, torch.bfloat16):
-            outputs = model(**{key: value.to(device) for key, value in batch.items()})
+            if features is None:
+                pixels = to_pixels(studies.pixels[rows], device, generator)
+                tokens = tower(pixels, batch["pixel_attention_mask"]).last_hidden_state
+            else:
+                tokens = features[rows].to(device).float()
+            outputs = model(**batch, vision_hidden_states=tokens)
             found = head(outputs.image_hidden_states).float().amax(dim=1)
         finding_loss = F.binary_cross_entropy_with_logits(found, studies.labels[rows].to(device))
-        return outputs.loss.float(), finding_loss, found
+        loss = outputs.loss.float() + 0.5 * finding_loss
+        if is_whole:
+            patch_loss, study_loss, _ = patch_head.losses(tokens, studies, rows)
+            loss = loss + patch_loss + 0.3 * study_loss
+        return loss, outputs.loss.item(), finding_loss.item(), found
 
     for epoch in range(first, epochs):
         # Another wording of every report in every epoch, of both stages.
@@ -488,26 +510,27 @@ def train_language(work: Path, studies: Studies, device, epochs: int, is_whole: 
         for i, rows in enumerate(tqdm(todo, desc=f"{stage} {epoch + 1}/{epochs}", mininterval=10)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * cosine(epoch * len(todo) + i, steps, 100)
-            loss, finding_loss, _ = run(rows, draw, rng, generator)
+            loss, text_loss, finding_loss, _ = run(rows, draw, rng, generator)
             optimizer.zero_grad()
-            (loss + 0.5 * finding_loss).backward()
+            loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            losses.append((loss.item(), finding_loss.item()))
+            losses.append((text_loss, finding_loss))
         model.eval()
         with torch.no_grad():
             results = [run(rows, 0, rng, None) for rows in held_out.split(size)]
-        score, per_label = macro_f1(studies.labels[held_out], torch.cat([r[2].cpu() for r in results]) > 0)
+        score, per_label = macro_f1(studies.labels[held_out], torch.cat([r[3].cpu() for r in results]) > 0)
         text_loss, finding_loss = np.mean(losses, axis=0).tolist()
         log(
             work, stage=stage, epoch=epoch + 1, loss=text_loss, finding_loss=finding_loss,
-            held_out_loss=float(np.mean([r[0].item() for r in results])), prompt_macro_f1=score, per_label=per_label,
+            held_out_loss=float(np.mean([r[1] for r in results])), prompt_macro_f1=score, per_label=per_label,
             seconds=time.time() - start,
         )  # fmt: skip
         save_state(
             state_path,
             model=model.state_dict(),
             head=head.state_dict(),
+            patch_head=patch_head.state_dict(),
             optimizer=optimizer.state_dict(),
             epoch=epoch + 1,
         )
@@ -540,8 +563,8 @@ def main() -> None:
     parser.add_argument("--stage", choices=["all", *STAGES], default="all")
     parser.add_argument("--train", type=int, default=2400, help="studies to train on")
     parser.add_argument("--tower-epochs", type=int, default=14)
-    parser.add_argument("--report-epochs", type=int, default=7)
-    parser.add_argument("--whole-epochs", type=int, default=1)
+    parser.add_argument("--report-epochs", type=int, default=4)
+    parser.add_argument("--whole-epochs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
