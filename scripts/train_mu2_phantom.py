@@ -280,7 +280,7 @@ class FindingHead(nn.Module):
         return patch_loss, study_loss, study_logits
 
 
-NOISE = torch.randn(2**23, generator=torch.Generator().manual_seed(3))
+NOISE = torch.randn(2**24, generator=torch.Generator().manual_seed(3))
 
 
 def to_pixels(pixels: torch.Tensor, device, generator: torch.Generator | None = None) -> torch.Tensor:
