@@ -63,3 +63,13 @@ def test_phantom_writes_a_dataset_that_predict_reads(cli, checkpoint, tmp_path):
     assert result.code == 0, result.err
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["study_id"] for row in rows] == sorted(row["study_id"] for row in rows) and len(rows) == 2
+
+
+def test_phantom_takes_spacing_and_difficulty_and_puts_masks_beside(cli, tmp_path):
+    options = ("--n", 1, "--spacing", 12, 10, 10, "--difficulty", "easy")
+    assert cli("phantom", "--out", tmp_path / "data", *options).code == 0
+    manifest = json.loads((tmp_path / "data" / "manifest_train.json").read_text())
+    assert manifest["spacing"] == [12.0, 10.0, 10.0] and manifest["difficulty"] == "easy"
+    assert list((tmp_path / "data_masks" / "train").glob("*.nii.gz"))
+    assert "<out>_masks" in cli("phantom", "--help").out
+    assert cli("phantom", "--out", tmp_path / "other", "--difficulty", "hard").code == 2

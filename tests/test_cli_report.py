@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from hf_mu2.model.configuration_mu2 import Mu2Config
+from tests.tiny import tiny_nifti
 
 FEW = ("--max-new-tokens", 4)
 
@@ -58,6 +60,25 @@ def test_the_prompt_takes_context_and_a_prior_report(cli, checkpoint, volumes, t
     assert "--indication INDICATION --technique TECHNIQUE --prior-report PRIOR_REPORT" in command
 
 
+def test_geometry_given_by_the_caller_replaces_a_blank_header(cli, checkpoint, tmp_path):
+    voxels = np.stack([np.asanyarray(tiny_nifti().dataobj)] * 2, axis=-1)
+    nib.save(nib.Nifti1Image(voxels, None), tmp_path / "blank.nii.gz")
+    command = ("report", tmp_path / "blank.nii.gz", "--model", checkpoint, "--json", *FEW)
+    assert "channel=0" in cli(*command).err
+    assert "spacing=" in cli(*command, "--channel", 1).err
+    given = ("--channel", 1, "--spacing", 3, 2, 2, "--orientation", "LPS")
+    result = cli(*command, *given)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["volume"]["spacing_mm"] == [3.0, 2.0, 2.0]
+
+
+def test_the_current_folder_can_be_reported(cli, checkpoint, volumes, monkeypatch):
+    (volumes / "ct3.nii.gz").unlink()
+    monkeypatch.chdir(volumes)
+    result = cli("report", ".", "--model", checkpoint, *FEW)
+    assert result.code == 0 and "== ct0" in result.out and "VOLUME" not in result.err
+
+
 def test_predict_and_embed_write_their_tables(cli, checkpoint, volumes, tmp_path):
     (volumes / "ct3.nii.gz").unlink()
     predicted = cli(
@@ -73,7 +94,8 @@ def test_predict_says_what_it_left_out(cli, checkpoint, volumes, tmp_path):
     result = cli("predict", volumes, "--out", tmp_path / "out.jsonl", "--model", checkpoint, *FEW)
     assert (
         result.code == 2
-        and "ct3" in result.err
+        and "000003: " in result.err
+        and "ct3" not in result.err
         and len((tmp_path / "out.jsonl").read_text().splitlines()) == 4
     )
 

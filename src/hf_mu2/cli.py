@@ -32,6 +32,7 @@ Question = Annotated[
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Studies generated together.")]
 Split = Annotated[str | None, typer.Option(help="Split of the dataset, where it has several.")]
+SpacingMm = tuple[float, float, float]
 
 
 class View(StrEnum):
@@ -39,6 +40,13 @@ class View(StrEnum):
 
     SFT = "sft"
     PREFERENCE = "preference"
+
+
+class Difficulty(StrEnum):
+    """How hard the findings of a phantom are to see."""
+
+    STANDARD = "standard"
+    EASY = "easy"
 
 
 @app.command()
@@ -128,21 +136,37 @@ def convert(
 
 @app.command()
 def phantom(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; masks of the findings go to <out>_masks.")],
     n: Annotated[int, typer.Option(min=1, help="Number of studies.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     view: Annotated[View, typer.Option(help="Columns for SFT or for preference training.")] = View.SFT,
     split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+    spacing: Annotated[
+        SpacingMm | None,
+        typer.Option(metavar="Z Y X", help="Millimetres per voxel.", show_default="drawn per study"),
+    ] = None,
+    difficulty: Annotated[
+        Difficulty, typer.Option(help="easy: larger findings, no artefacts.")
+    ] = Difficulty.STANDARD,
     num_workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Write synthetic chest CT with reports.
 
-    As a folder that `load_dataset` and TRL open.
+    As a folder that `load_dataset` and TRL open; the masks of the findings lie beside it, in <out>_masks.
     """
     from hf_mu2.data.phantom import write_phantoms
 
-    folder = write_phantoms(out, n, seed, view=view.value, split=split, num_workers=num_workers)
+    folder = write_phantoms(
+        out,
+        n,
+        seed,
+        view=view.value,
+        spacing=spacing,
+        difficulty=difficulty.value,
+        split=split,
+        num_workers=num_workers,
+    )
     _print_result({"dataset": str(folder), "num_studies": n}, f"{n} synthetic studies: {folder}", as_json)
 
 
@@ -156,6 +180,14 @@ def report(
         Path | None, typer.Option(help="Text file with an earlier report.", exists=True, dir_okay=False)
     ] = None,
     series: Annotated[str | None, typer.Option(help="Which DICOM series, where there are several.")] = None,
+    channel: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file.")] = None,
+    spacing: Annotated[
+        SpacingMm | None,
+        typer.Option(metavar="Z Y X", help="Millimetres per voxel, where the header is blank or wrong."),
+    ] = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="Where the stored axes point, e.g. LPS, where the header is blank.")
+    ] = None,
     model: Model = None,
     out: Annotated[
         Path | None, typer.Option(help="Also write report.txt, montage.png and run.json here.")
@@ -172,7 +204,17 @@ def report(
 
     volumes = find_volumes(volume)
     prior_text = None if prior_report is None else prior_report.read_text(encoding="utf-8").strip()
-    request = Request(question, indication, technique, prior_text, series, max_new_tokens)
+    request = Request(
+        question=question,
+        indication=indication,
+        technique=technique,
+        prior_report=prior_text,
+        series=series,
+        channel=channel,
+        spacing=spacing,
+        orientation=orientation,
+        max_new_tokens=max_new_tokens,
+    )
     reader = load_reader(model)
     num_refused = 0
     for path in volumes:
@@ -223,16 +265,19 @@ def predict(
     from hf_mu2.reporting.studies import open_studies
 
     state = process_state()
+    studies, reader = open_studies(dataset, split), load_reader(model, state.device)
     result = run_predict(
-        open_studies(dataset, split),
+        studies,
         out,
-        load_reader(model, state.device),
+        reader,
         question=question,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         show_progress=sys.stderr.isatty(),
     )
     if state.is_main_process:
+        for message in reader.caveats:
+            _complain(f"Warning: {message}")
         facts = {"out": str(result.out), "manifest": str(result.manifest), "num_studies": result.num_studies}
         _print_result(facts, f"{result.num_studies} reports: {result.out}", as_json)
         _refuse_failed(result.failed)

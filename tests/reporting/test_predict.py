@@ -1,13 +1,15 @@
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.reporting.embed import embed
-from hf_mu2.reporting.inference import Reader
-from hf_mu2.reporting.predict import predict
-from hf_mu2.reporting.studies import open_studies, place_volumes
+from hf_mu2.reporting.inference import Reader, load_reader
+from hf_mu2.reporting.predict import _open_partial, predict
+from hf_mu2.reporting.studies import load_study, open_studies, place_volumes
 from tests.tiny import tiny_nifti, tiny_volume
 
 
@@ -37,8 +39,12 @@ def test_every_study_gets_a_row_in_the_datasets_order(dataset, reader, tmp_path)
     assert [row["study_id"] for row in rows] == [f"study-{index}" for index in range(4)]
     assert all(row["finish_reason"] in ("eos", "length") for row in rows)
     assert [len(row["volumes"]) for row in rows] == [1, 1, 2, 1]
+    assert all(next(iter(row.items())) == ("notice", reader.notice) for row in rows)
     manifest = json.loads(result.manifest.read_text())
     assert next(iter(manifest)) == "notice" and manifest["num_studies"] == 4 and manifest["failed"] == {}
+    assert manifest["command"].startswith("hf-mu2 predict DATASET --out FILE --model tiny-mu2")
+    assert manifest["versions"]["torch"] and manifest["warnings"] == []
+    assert (manifest["model_digest"], len(manifest["dataset_digest"])) == (reader.digest, 16)
 
 
 def test_the_batch_size_changes_no_report(dataset, reader, tmp_path):
@@ -58,11 +64,11 @@ def test_a_killed_prediction_continues_at_the_next_batch(dataset, reader, tmp_pa
     predict(studies, whole, reader, batch_size=1, max_new_tokens=4)
     answer, answered = Reader.answer, []
 
-    def answer_twice(self, conversations, max_new_tokens):
+    def answer_twice(self, inputs, max_new_tokens):
         if len(answered) == 2:
             raise KeyboardInterrupt
-        answered.append(len(conversations))
-        return answer(self, conversations, max_new_tokens)
+        answered.append(len(inputs["input_ids"]))
+        return answer(self, inputs, max_new_tokens)
 
     out = tmp_path / "out.jsonl"
     monkeypatch.setattr(Reader, "answer", answer_twice)
@@ -80,15 +86,75 @@ def test_a_killed_prediction_continues_at_the_next_batch(dataset, reader, tmp_pa
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
 
 
-def test_a_prediction_is_not_resumed_with_other_settings(dataset, reader, tmp_path, monkeypatch):
-    def killed(self, conversations, max_new_tokens):
+@pytest.fixture
+def killed(dataset, reader, tmp_path, monkeypatch):
+    """An unfinished prediction of `dataset`."""
+
+    def kill(self, inputs, max_new_tokens):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Reader, "answer", killed)
+        patch.setattr(Reader, "answer", kill)
         predict(open_studies(dataset), tmp_path / "out.jsonl", reader, max_new_tokens=4)
-    with pytest.raises(ValueError, match="max_new_tokens"):
-        predict(open_studies(dataset), tmp_path / "out.jsonl", reader, max_new_tokens=5)
+    return tmp_path / "out.jsonl"
+
+
+def test_a_prediction_is_not_resumed_with_other_settings(dataset, reader, killed):
+    with pytest.raises(ValueError, match="another max_new_tokens for"):
+        predict(open_studies(dataset), killed, reader, max_new_tokens=5)
+
+
+def test_a_prediction_is_not_resumed_with_a_namesake_of_its_checkpoint(dataset, reader, killed, checkpoint):
+    namesake = killed.parent / checkpoint.name
+    shutil.copytree(checkpoint, namesake)
+    weights = namesake / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())  # written again: perhaps another training
+    other = load_reader(namesake, "cpu")
+    assert other.name == reader.name
+    with pytest.raises(ValueError, match="another model_digest for"):
+        predict(open_studies(dataset), killed, other, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("change", ["question", "volume"])
+def test_a_prediction_is_not_resumed_with_another_dataset_of_the_same_ids(dataset, reader, killed, change):
+    if change == "question":
+        table = dataset / "train" / "metadata.jsonl"
+        table.write_text(table.read_text().replace("Question 1?", "Question 7?"))
+    else:
+        nib.save(tiny_nifti(1, (14, 40, 44)), dataset / "train" / "ct1.nii.gz")
+    with pytest.raises(ValueError, match="another dataset_digest for"):
+        predict(open_studies(dataset), killed, reader, max_new_tokens=4)
+
+
+def test_settings_of_an_older_release_are_refused_and_not_a_crash(dataset, reader, killed):
+    settings = killed.with_name(f".{killed.name}.settings.json")
+    found = json.loads(settings.read_text())
+    del found["model_digest"]
+    settings.write_text(json.dumps(found | {"beams": 4}))
+    with pytest.raises(ValueError, match="another model_digest, beams for"):
+        predict(open_studies(dataset), killed, reader, max_new_tokens=4)
+
+
+def test_rows_of_other_studies_stay_out(dataset, reader, killed):
+    stray = {"study_id": "stranger", "candidate": "", "finish_reason": "eos", "volumes": []}
+    killed.with_name(f".{killed.name}.1.partial").write_text(json.dumps(stray) + "\n")
+    result = predict(open_studies(dataset), killed, reader, max_new_tokens=4)
+    assert result.num_studies == 4 and "stranger" not in killed.read_text()
+    assert json.loads(result.manifest.read_text())["num_resumed"] == 0
+
+
+def test_an_unfinished_prediction_of_a_similar_name_is_left_alone(dataset, reader, killed):
+    predict(open_studies(dataset), killed.with_name("out"), reader, max_new_tokens=4)
+    assert killed.with_name(f".{killed.name}.settings.json").exists()
+
+
+def test_a_half_line_is_cut_off_in_place(tmp_path):
+    path = tmp_path / ".out.jsonl.0.partial"
+    path.write_text('{"study_id": "a"}\n{"stu')
+    inode = path.stat().st_ino
+    with _open_partial(tmp_path / "out.jsonl", 0) as file:
+        file.write('{"study_id": "b"}\n')
+    assert path.read_text() == '{"study_id": "a"}\n{"study_id": "b"}\n' and path.stat().st_ino == inode
 
 
 def test_a_finished_prediction_is_not_overwritten(dataset, reader, tmp_path):
@@ -99,14 +165,89 @@ def test_a_finished_prediction_is_not_overwritten(dataset, reader, tmp_path):
 
 def test_a_broken_volume_is_listed_and_never_replaced(volumes, reader, tmp_path):
     result = predict(open_studies(volumes), tmp_path / "out.jsonl", reader, batch_size=2, max_new_tokens=2)
-    assert [row["study_id"] for row in rows_of(result.out)] == ["ct0", "ct1", "ct2", "ct4"]
-    assert list(result.failed) == ["ct3"] and "ct3.nii.gz" in result.failed["ct3"]
+    assert [row["study_id"] for row in rows_of(result.out)] == ["000000", "000001", "000002", "000004"]
+    assert list(result.failed) == ["000003"]
     assert json.loads(result.manifest.read_text())["failed"] == result.failed
 
 
-def test_a_question_replaces_the_prompts_of_the_dataset(dataset, reader):
-    from hf_mu2.reporting.studies import load_study
+def test_no_file_name_of_a_folder_gets_out(volumes, reader, tmp_path):
+    for path in list(volumes.iterdir()):
+        path.rename(path.with_name(f"DOE_JANE_{path.name}"))
+    result = predict(open_studies(volumes), tmp_path / "out.jsonl", reader, max_new_tokens=2)
+    assert "`VOLUME`" in result.failed["000003"]
+    failed = embed(open_studies(volumes), tmp_path / "out.npz", reader)
+    written = result.out.read_text() + result.manifest.read_text() + json.dumps(failed)
+    assert "DOE" not in written and str(tmp_path) not in written
+    with np.load(tmp_path / "out.npz") as table:
+        assert "DOE" not in str({name: table[name].tolist() for name in table.files})
 
+
+@pytest.mark.parametrize("error", [PermissionError, ValueError])
+def test_a_study_that_cannot_be_opened_does_not_stop_the_others(
+    dataset, reader, tmp_path, monkeypatch, error
+):
+    load_volume = Reader.load_volume
+
+    def deny(self, source):
+        if source["path"].endswith("ct1.nii.gz"):
+            raise error(f"denied: {source['path']}")
+        return load_volume(self, source)
+
+    monkeypatch.setattr(Reader, "load_volume", deny)
+    result = predict(open_studies(dataset), tmp_path / "out.jsonl", reader, max_new_tokens=2)
+    assert result.failed == {"study-1": "denied: VOLUME"} and result.num_studies == 3
+
+
+def test_a_study_that_the_image_processor_refuses_does_not_stop_its_batch(
+    dataset, reader, tmp_path, monkeypatch
+):
+    whole = predict(open_studies(dataset), tmp_path / "whole.jsonl", reader, max_new_tokens=2)
+    prepare = Reader.prepare
+
+    def refuse(self, conversations):
+        if any(turns[0]["content"][-1]["text"] == "Question 1?" for turns in conversations):
+            raise ValueError("constant volume")
+        return prepare(self, conversations)
+
+    monkeypatch.setattr(Reader, "prepare", refuse)
+    result = predict(open_studies(dataset), tmp_path / "out.jsonl", reader, max_new_tokens=2)
+    assert result.failed == {"study-1": "constant volume"}
+    assert rows_of(result.out) == [row for row in rows_of(whole.out) if row["study_id"] != "study-1"]
+    assert embed(open_studies(dataset), tmp_path / "out.npz", reader) == {}  # it asks one question of all
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Is there a nodule?"},
+        {"messages": [{"role": "user", "content": "Is there a nodule?"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "Is there a nodule?"},
+                {"role": "assistant", "content": "No."},
+            ]
+        },
+    ],
+    ids=["text", "question", "question and answer"],
+)
+def test_a_prompt_is_text_or_turns_with_or_without_the_answer(tmp_path, reader, row):
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    nib.save(tiny_nifti(), folder / "ct.nii.gz")
+    (folder / "metadata.jsonl").write_text(json.dumps({"images_file_names": ["ct.nii.gz"], **row}) + "\n")
+    studies = open_studies(folder)
+    conversation = load_study(studies, 0, reader).conversation
+    assert studies.ids == ["000000"] and len(conversation) == 1
+    assert [block["type"] for block in conversation[0]["content"]] == ["image", "text"]
+    assert conversation[0]["content"][1]["text"] == "Is there a nodule?"
+
+
+def test_a_prompt_without_a_user_is_refused():
+    with pytest.raises(ValueError, match="a turn of the user"):
+        place_volumes([{"role": "system", "content": "Be brief."}], [tiny_volume()])
+
+
+def test_a_question_replaces_the_prompts_of_the_dataset(dataset, reader):
     studies = open_studies(dataset)
     asked = load_study(studies, 0, reader, "Is there an effusion?").conversation
     own = load_study(studies, 0, reader).conversation
@@ -154,14 +295,25 @@ def test_embeddings_are_one_finite_vector_per_study(dataset, reader, tmp_path, e
     if ending == "npz":
         with np.load(out) as table:
             ids, vectors = table["study_id"].tolist(), table["embedding"]
+            facts = {name: str(table[name]) for name in table.files}
     else:
         import pyarrow.parquet
 
         table = pyarrow.parquet.read_table(out)
         ids, vectors = table["study_id"].to_pylist(), np.array(table["embedding"].to_pylist())
+        facts = {name.decode(): text.decode() for name, text in table.schema.metadata.items()}
+    assert facts["notice"] == reader.notice and facts["question"] == DEFAULT_QUESTION
+    assert facts["model_digest"] == reader.digest and facts["command"].startswith("hf-mu2 embed DATASET")
     assert ids == [f"study-{index}" for index in range(4)]
     assert vectors.shape == (4, reader.model.config.text_config.hidden_size) and np.isfinite(vectors).all()
     assert np.abs(vectors[0] - vectors[1]).max() > 0
+
+
+def test_the_prompts_of_a_dataset_do_not_reach_its_embeddings(dataset, reader, tmp_path):
+    shutil.copy(dataset / "train" / "ct0.nii.gz", dataset / "train" / "ct1.nii.gz")
+    embed(open_studies(dataset), tmp_path / "out.npz", reader, batch_size=2)
+    vectors = np.load(tmp_path / "out.npz")["embedding"]
+    np.testing.assert_allclose(vectors[0], vectors[1], rtol=0, atol=1e-6)
 
 
 def test_embeddings_depend_on_the_question(volumes, reader, tmp_path):
@@ -169,7 +321,7 @@ def test_embeddings_depend_on_the_question(volumes, reader, tmp_path):
     vectors = []
     for index, question in enumerate(("Is there a nodule?", "How large is the heart?")):
         failed = embed(studies, tmp_path / f"{index}.npz", reader, question=question)
-        assert list(failed) == ["ct3"]
+        assert list(failed) == ["000003"]
         vectors.append(np.load(tmp_path / f"{index}.npz")["embedding"])
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-6
 

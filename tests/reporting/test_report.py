@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 from PIL import Image
 
 from hf_mu2.model.configuration_mu2 import Mu2Config
-from hf_mu2.model.volume_mu2 import load_volume
+from hf_mu2.model.volume_mu2 import OutOfDomainWarning, load_volume
+from hf_mu2.reporting import inference as inference_module
 from hf_mu2.reporting import report as report_module
 from hf_mu2.reporting.report import Request, content_id, find_volumes, report_volume, write_report
 from tests.tiny import tiny_nifti
@@ -103,3 +105,34 @@ def test_a_checkpoint_warns_outside_its_region(volume_path, reader, monkeypatch)
     assert not any(
         "Out of domain" in m for m in report_volume(volume_path, reader, Request(max_new_tokens=2)).warnings
     )
+
+
+def test_a_folder_named_by_a_dot_is_known_by_its_name(volume_path, reader, monkeypatch):
+    def warn(source, **options):
+        warnings.warn(f"`{source.name}` is unusual.", OutOfDomainWarning, stacklevel=1)
+        return load_volume(volume_path)
+
+    monkeypatch.setattr(inference_module, "load_volume", warn)
+    monkeypatch.chdir(volume_path.parent)
+    report = report_volume(".", reader, Request(max_new_tokens=2))
+    assert report.warnings == ["`VOLUME` is unusual."]
+    (volume_path.parent / "empty").mkdir()
+    monkeypatch.chdir(volume_path.parent / "empty")
+    assert find_volumes(".") == [volume_path.parent / "empty"]
+
+
+def test_spacing_orientation_and_channel_reach_the_loader(tmp_path, reader):
+    image = tiny_nifti()
+    voxels = np.stack([np.asanyarray(image.dataobj)] * 2, axis=-1)
+    nib.save(nib.Nifti1Image(voxels, None), tmp_path / "blank.nii.gz")
+    given = {"channel": 1, "spacing": (3.0, 2.0, 2.0), "orientation": "LPS"}
+    run = report_volume(tmp_path / "blank.nii.gz", reader, Request(**given, max_new_tokens=2)).run
+    assert run["volume"]["spacing_mm"] == [3.0, 2.0, 2.0]
+    assert run["volume"]["orientation_on_disk"] == "LPS"
+    assert "--channel 1 --spacing 3.0 2.0 2.0 --orientation LPS" in run["command"]
+
+
+def test_a_converted_checkpoint_says_that_its_own_prompt_is_another(volume_path, reader, monkeypatch):
+    monkeypatch.setattr(reader.model.config, "conversion", {"kind": "mu2"}, raising=False)
+    report = report_volume(volume_path, reader, Request(max_new_tokens=2))
+    assert any("official_inputs" in message and "docs/convert.md" in message for message in report.warnings)

@@ -23,6 +23,16 @@ def library_versions() -> dict[str, str]:
     return versions | {name: version(name) for name in _VERSIONED}
 
 
+def describe_command(command: str, options: dict[str, Any]) -> str:
+    """Restate a command with the options that were given."""
+    words = [command]
+    for name, value in options.items():
+        if value is not None:
+            shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            words.append(f"--{name.replace('_', '-')} {shown}")
+    return " ".join(words)
+
+
 def describe_environment() -> dict[str, Any]:
     """Describe versions, devices, extras and the embedded checkpoint, ready for JSON."""
     checkpoint = hf_mu2.embedded_checkpoint()

@@ -4,16 +4,24 @@ Reads: a checkpoint folder or Hub id, conversations with loaded volumes.
 Writes: nothing.
 """
 
+import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
-from transformers.utils import logging
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.utils import cached_file, logging
 
 import hf_mu2
 from hf_mu2.model.volume_mu2 import Volume, load_volume
@@ -31,21 +39,48 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reader:
-    """A loaded checkpoint: model, processor, and a name free of paths."""
+    """A loaded checkpoint: model, processor, a name free of paths, and a digest that tells it from its namesakes."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
     name: str
+    digest: str
 
     @property
     def notice(self) -> str:
         return self.model.config.notice
 
-    def load_volume(self, source: Any, series: str | None = None) -> Volume:
-        """Load a volume the way this checkpoint's preprocessing needs it: the published one reads scanner padding."""
-        return load_volume(source, series=series, clamp=self.processor.image_processor.mode != "official")
+    @property
+    def caveats(self) -> list[str]:
+        """State what to know of every answer of this checkpoint, whatever the volume."""
+        if "conversion" not in self.model.config.to_dict():
+            return []
+        return [
+            f"`{self.name}` was converted from a published checkpoint, whose weights never saw the chat template used "
+            "here: unless it was trained further, its own reports are better. For those, prompt it with "
+            "`hf_mu2.hub.convert.official_inputs`, see `The published prompt` in docs/convert.md."
+        ]
 
-    def prepare(self, conversations: list[list[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+    def load_volume(
+        self,
+        source: Any,
+        *,
+        spacing: Sequence[float] | None = None,
+        orientation: str | None = None,
+        series: str | None = None,
+        channel: int | None = None,
+    ) -> Volume:
+        """Load a volume the way this checkpoint's preprocessing needs it: the published one reads scanner padding."""
+        return load_volume(
+            source,
+            spacing=spacing,
+            orientation=orientation,
+            series=series,
+            channel=channel,
+            clamp=self.processor.image_processor.mode != "official",
+        )
+
+    def prepare(self, conversations: list[list[dict[str, Any]]]) -> BatchFeature:
         """Turn conversations with loaded volumes into a left-padded batch on the model's device."""
         inputs = self.processor.apply_chat_template(
             conversations,
@@ -58,9 +93,8 @@ class Reader:
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     @torch.inference_mode()
-    def answer(self, conversations: list[list[dict[str, Any]]], max_new_tokens: int) -> list[Answer]:
-        """Generate greedily for a batch of conversations."""
-        inputs = self.prepare(conversations)
+    def answer(self, inputs: BatchFeature, max_new_tokens: int) -> list[Answer]:
+        """Generate greedily for a prepared batch."""
         generated = self.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
         generated = generated[:, inputs["input_ids"].shape[1] :]
         eos = torch.tensor(self.model.generation_config.eos_token_id, device=generated.device).reshape(-1)
@@ -95,7 +129,13 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
         source, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16
     )
     name = folder.resolve().name if folder.exists() else source
-    return Reader(loaded.eval().to(device), processor, name)
+    files = folder if folder.exists() else Path(cached_file(source, "config.json")).parent
+    return Reader(loaded.eval().to(device), processor, name, _digest_checkpoint(files))
+
+
+def digest(value: Any) -> str:
+    """Hash what JSON can hold."""
+    return hashlib.blake2b(json.dumps(value, ensure_ascii=False).encode(), digest_size=8).hexdigest()
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -108,3 +148,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def to_json(value: dict[str, Any]) -> str:
     """Serialise a record for people: indented, keys in the given order, numpy scalars as numbers."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=lambda scalar: scalar.item()) + "\n"
+
+
+def _digest_checkpoint(folder: Path) -> str:
+    """Hash a checkpoint: its settings by content, its weights, which may be large, by size and time of writing."""
+    facts: list[Any] = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja"):
+            facts.append([path.name, path.read_text(encoding="utf-8")])
+        elif path.suffix in (".safetensors", ".bin"):
+            facts.append([path.name, path.stat().st_size, path.stat().st_mtime_ns])
+    return digest(facts)

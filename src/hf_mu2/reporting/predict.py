@@ -1,10 +1,11 @@
 """Generate a report for every study of a dataset: greedy, batched, resumable, on one process or many.
 
 Reads: studies (see `studies.py`), a checkpoint.
-Writes: one JSON object per study (study_id, candidate, finish_reason, volumes) and a manifest beside it.
+Writes: one JSON object per study (notice, study_id, candidate, finish_reason, volumes) and a manifest beside it.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hf_mu2.reporting.environment import library_versions
+from hf_mu2.reporting.environment import describe_command, library_versions
 from hf_mu2.reporting.inference import Reader, process_state, to_json, write_atomic
-from hf_mu2.reporting.studies import LoadedStudy, Studies, read_batches
+from hf_mu2.reporting.studies import Batch, Studies, read_batches
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ def predict(
     out, state, started = Path(out), process_state(), time.perf_counter()
     settings = {
         "model": reader.name,
+        "model_digest": reader.digest,
+        "dataset_digest": studies.digest,
+        "split": studies.split,
         "question": question,
         "max_new_tokens": max_new_tokens,
         "decoding": "greedy",
@@ -63,7 +67,7 @@ def predict(
         out.parent.mkdir(parents=True, exist_ok=True)
         _claim(out, settings)
     state.wait_for_everyone()
-    done = {row["study_id"] for row in _partial_rows(out)}
+    done = _finished_rows(out, studies)
     state.wait_for_everyone()  # nobody writes before everybody has read
     todo = [index for index, study_id in enumerate(studies.ids) if study_id not in done]
     shard = todo[state.process_index :: state.num_processes]
@@ -72,17 +76,29 @@ def predict(
         tqdm(total=len(shard), unit="study", disable=not (show_progress and state.is_main_process)) as bar,
     ):
         for batch in read_batches(studies, shard, reader, question, batch_size):
-            file.write(_to_lines(_answer_batch(batch, reader, max_new_tokens)))
+            rows = _answer_batch(batch, reader, max_new_tokens)
+            file.write(_to_lines(rows))
             file.flush()
-            bar.update(len(batch))
+            bar.update(len(rows))
     state.wait_for_everyone()
-    rows = {row["study_id"]: row for row in _partial_rows(out)}
-    failed = {study_id: row["error"] for study_id, row in rows.items() if "error" in row}
+    finished = _finished_rows(out, studies)
+    failed = {study_id: row["error"] for study_id, row in finished.items() if "error" in row}
     state.wait_for_everyone()
     manifest = out.with_name(f"{out.stem}.manifest.json")
     if state.is_main_process:
         record = {
             "notice": reader.notice,
+            "warnings": reader.caveats,
+            "command": describe_command(
+                "hf-mu2 predict DATASET --out FILE",
+                {
+                    "model": reader.name,
+                    "question": None if question is None else "QUESTION",
+                    "split": studies.split,
+                    "batch_size": batch_size,
+                    "max_new_tokens": max_new_tokens,
+                },
+            ),
             **settings,
             "batch_size": batch_size,
             "num_processes": state.num_processes,
@@ -92,26 +108,28 @@ def predict(
             "versions": library_versions(),
         }
         write_atomic(manifest, to_json(record))
-        write_atomic(out, _to_lines([rows[study_id] for study_id in studies.ids if study_id not in failed]))
+        write_atomic(
+            out, _to_lines([finished[study_id] for study_id in studies.ids if study_id not in failed])
+        )
         for path in _leftovers(out):
             path.unlink()
     state.wait_for_everyone()
     return Prediction(out, manifest, len(studies.ids) - len(failed), failed)
 
 
-def _answer_batch(batch: list[LoadedStudy], reader: Reader, max_new_tokens: int) -> list[dict[str, Any]]:
-    """Generate for the studies that could be read; a refused one gives a row with the reason."""
-    readable = [study for study in batch if study.error is None]
-    answers = reader.answer([study.conversation for study in readable], max_new_tokens) if readable else []
+def _answer_batch(batch: Batch, reader: Reader, max_new_tokens: int) -> list[dict[str, Any]]:
+    """Generate for a batch; a refused study gives a row with the reason."""
+    answers = [] if batch.inputs is None else reader.answer(batch.inputs, max_new_tokens)
     return [
         {
+            "notice": reader.notice,
             "study_id": study.study_id,
             "candidate": answer.text,
             "finish_reason": answer.finish_reason,
             "volumes": study.volume_ids,
         }
-        for study, answer in zip(readable, answers)
-    ] + [{"study_id": study.study_id, "error": study.error} for study in batch if study.error is not None]
+        for study, answer in zip(batch.studies, answers)
+    ] + [{"study_id": study_id, "error": error} for study_id, error in batch.refused.items()]
 
 
 def _to_lines(rows: list[dict[str, Any]]) -> str:
@@ -120,23 +138,29 @@ def _to_lines(rows: list[dict[str, Any]]) -> str:
 
 def _leftovers(out: Path) -> list[Path]:
     """List the files of an unfinished prediction."""
-    return sorted(path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}."))
+    name = re.compile(rf"\.{re.escape(out.name)}\.(\d+\.partial|settings\.json)")
+    return sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
 
 
 def _open_partial(out: Path, process_index: int) -> Any:
     """Open this process's partial file for appending, cut back to its last whole line."""
     path = out.with_name(f".{out.name}.{process_index}.partial")
     if path.exists():
-        content = path.read_bytes()
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
     return path.open("a", encoding="utf-8")
 
 
-def _partial_rows(out: Path) -> Iterator[dict[str, Any]]:
+def _finished_rows(out: Path, studies: Studies) -> dict[str, dict[str, Any]]:
     """Read what every process has finished; a line that a killed process left unfinished does not count."""
+    ids = set(studies.ids)
+    return {row["study_id"]: row for row in _partial_rows(out) if row["study_id"] in ids}
+
+
+def _partial_rows(out: Path) -> Iterator[dict[str, Any]]:
     for path in _leftovers(out):
         if path.suffix == ".partial":
-            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+            for line in path.read_bytes().split(b"\n")[:-1]:
                 yield json.loads(line)
 
 
@@ -144,7 +168,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Tie partial files to the settings they are made with."""
     path = out.with_name(f".{out.name}.settings.json")
     if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        different = ", ".join(name for name in settings if found[name] != settings[name])
+        different = ", ".join(name for name in {**settings, **found} if found.get(name) != settings.get(name))
         raise ValueError(
             f"An unfinished prediction must be resumed with its own settings, got another {different} for `{out}`. "
             f"Repeat the first command to finish it, or delete the files `.{out.name}.*` beside it."

@@ -1,11 +1,12 @@
 """Write the report of a volume: what the model says, a picture of what it saw, and the record of the run.
 
 Reads: a NIfTI file, a DICOM folder or zip, or a folder of volumes; a checkpoint.
-Writes: report.txt, montage.png and run.json. Names of files and patients stay out of all three.
+Writes: report.txt, montage.png and run.json. Names of files, which often are those of patients, stay out of all three.
 """
 
 import hashlib
 import io
+import os
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -15,22 +16,30 @@ from typing import Any
 import numpy as np
 
 from hf_mu2.model.volume_mu2 import OutOfDomainWarning, Volume, guess_body_region
-from hf_mu2.reporting.environment import library_versions
+from hf_mu2.reporting.environment import describe_command, library_versions
 from hf_mu2.reporting.inference import Reader, to_json, write_atomic
 from hf_mu2.reporting.montage import draw_montage
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".zip")
+# Options of people's own words: kept out of the record, for they may name a patient.
+_FREE_TEXT = ("question", "indication", "technique", "prior_report", "series")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask about a volume. Empty fields leave the prompt as the model was trained on it."""
+    """What to ask about a volume. Empty fields leave the prompt as the model was trained on it.
+
+    `series`, `channel`, `spacing` and `orientation` are those of `load_volume`.
+    """
 
     question: str | None = None
     indication: str | None = None
     technique: str | None = None
     prior_report: str | None = None
     series: str | None = None
+    channel: int | None = None
+    spacing: tuple[float, float, float] | None = None
+    orientation: str | None = None
     max_new_tokens: int = 512
 
 
@@ -60,7 +69,7 @@ class Report:
 
 def find_volumes(source: str | Path) -> list[Path]:
     """List the volumes behind a path: the file itself, the NIfTI and zip files of a folder, or one DICOM folder."""
-    source = Path(source)
+    source = _with_name(source)
     if not source.exists():
         raise ValueError(
             f"The volume must be a file or folder that exists, got `{source}`. "
@@ -83,13 +92,17 @@ def name_of(path: Path) -> str:
 
 def report_volume(source: str | Path, reader: Reader, request: Request = Request()) -> Report:
     """Load one volume and generate its report; bad input raises the loader's `VolumeError`."""
-    started = time.perf_counter()
+    started, source = time.perf_counter(), _with_name(source)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", OutOfDomainWarning)
-        volume = reader.load_volume(source, request.series)
-    # Files are often named after patients: what is kept of a run speaks of VOLUME instead.
-    name = Path(source).name
-    messages = [str(warning.message).replace(name, "VOLUME") for warning in caught]
+        volume = reader.load_volume(
+            source,
+            spacing=request.spacing,
+            orientation=request.orientation,
+            series=request.series,
+            channel=request.channel,
+        )
+    messages = [*reader.caveats, *(without_name(str(warning.message), source) for warning in caught)]
     region = guess_body_region(volume)
     known = reader.model.config.body_region
     if known is not None and region != known:
@@ -105,11 +118,11 @@ def report_volume(source: str | Path, reader: Reader, request: Request = Request
         technique=request.technique,
         prior_report=request.prior_report,
     )
-    answer = reader.answer([conversation], request.max_new_tokens)[0]
+    answer = reader.answer(reader.prepare([conversation]), request.max_new_tokens)[0]
     done = time.perf_counter()
     run = {
         "model": reader.name,
-        "command": describe_command(request, reader.name),
+        "command": _describe_request(request, reader.name),
         "volume": {key: value for key, value in volume.provenance.items() if key != "file"}
         | {"body_region": region},
         "timings_s": {"read": round(read - started, 3), "generate": round(done - read, 3)},
@@ -134,14 +147,12 @@ def write_report(report: Report, out: str | Path) -> dict[str, Path]:
     return files
 
 
-def describe_command(request: Request, model: str) -> str:
-    """Restate the command without paths, and without the free text that may name a patient."""
-    words = ["hf-mu2 report VOLUME", f"--model {model}"]
-    for name, value in asdict(request).items():
-        if value is not None:
-            shown = str(value) if isinstance(value, int) else name.upper()
-            words.append(f"--{name.replace('_', '-')} {shown}")
-    return " ".join(words)
+def without_name(message: str, source: str | Path) -> str:
+    """Say VOLUME where a message names a file or folder: records outlive it, and its name may be a patient's."""
+    path = Path(str(source).split("::")[-1])  # datasets writes "gzip://ct.nii::/data/ct.nii.gz"
+    for name in (str(source), str(path), path.name):
+        message = message.replace(name, "VOLUME") if name else message
+    return message
 
 
 def content_id(volume: Volume) -> str:
@@ -149,3 +160,17 @@ def content_id(volume: Volume) -> str:
     digest = hashlib.blake2b(np.ascontiguousarray(volume.array).data, digest_size=6)
     digest.update(np.asarray(volume.affine, dtype=np.float64).round(4).tobytes())
     return f"ct-{digest.hexdigest()}"
+
+
+def _with_name(source: str | Path) -> Path:
+    """Give `.` and `..` their names; links keep their own, which resolving them would lose."""
+    return Path(os.path.abspath(source))  # noqa: PTH100
+
+
+def _describe_request(request: Request, model: str) -> str:
+    """Restate the command without paths, and without the free text that may name a patient."""
+    options = {
+        name: name.upper() if value is not None and name in _FREE_TEXT else value
+        for name, value in asdict(request).items()
+    }
+    return describe_command("hf-mu2 report VOLUME", {"model": model} | options)

@@ -1,28 +1,36 @@
 """Open a dataset as studies and read them batch by batch, volumes already in their prompts.
 
 Reads: a folder that `datasets.load_dataset` opens (column `images`), or a folder of volumes.
-Writes: nothing.
+Writes: nothing. Studies are known by their `study_id`, else by their number: file names often are those of patients.
 """
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from transformers import BatchFeature
+
 from hf_mu2.model.volume_mu2 import Volume, VolumeError
-from hf_mu2.reporting.inference import Reader
-from hf_mu2.reporting.report import content_id, find_volumes, name_of
+from hf_mu2.reporting.inference import Reader, digest
+from hf_mu2.reporting.report import content_id, find_volumes, without_name
 
 Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Studies:
-    """The studies of a dataset: ids at hand, volumes and prompt of one study on request."""
+    """The studies of a dataset: ids at hand, volumes and prompt of one study on request.
+
+    `digest` tells the dataset from others: its ids and questions, the names and sizes of its files, the split.
+    """
 
     ids: list[str]
     read: Callable[[int], tuple[list[Any], Messages | None]]
+    digest: str
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,20 @@ class LoadedStudy:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Studies and their model inputs, which are missing where every study was refused; `refused` says why per study."""
+
+    studies: list[LoadedStudy]
+    inputs: BatchFeature | None
+    refused: dict[str, str]
+
+
 def open_studies(dataset: str | Path, split: str | None = None) -> Studies:
-    """Open a folder with `metadata.jsonl`, csv or Parquet through `datasets`, any other folder as volumes."""
+    """Open a folder with `metadata.jsonl`, csv or Parquet through `datasets`, any other folder as volumes.
+
+    Rows without a `study_id` are numbered in their order, volumes of a folder in that of their names.
+    """
     dataset = Path(dataset)
     if not dataset.is_dir():
         raise ValueError(
@@ -46,18 +66,19 @@ def open_studies(dataset: str | Path, split: str | None = None) -> Studies:
     if any(path.suffix == ".parquet" or path.stem == "metadata" for path in dataset.rglob("*.*")):
         return _open_dataset(dataset, split)
     paths = find_volumes(dataset)
-    return Studies([name_of(path) for path in paths], lambda index: ([paths[index]], None))
+    ids = _number(len(paths))
+    return Studies(ids, lambda index: ([paths[index]], None), digest([ids, _list_files(dataset)]))
 
 
 def read_batches(
     studies: Studies, indices: list[int], reader: Reader, question: str | None, batch_size: int
-) -> Iterator[list[LoadedStudy]]:
+) -> Iterator[Batch]:
     """Yield the studies at `indices` in batches, while threads read the volumes of the next one."""
 
     def load(index: int) -> LoadedStudy:
         try:
             return load_study(studies, index, reader, question)
-        except VolumeError as error:
+        except (ValueError, OSError) as error:
             return LoadedStudy(studies.ids[index], [], [], str(error))
 
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
@@ -67,7 +88,8 @@ def read_batches(
             loaded = [future.result() for future in pending]
             pending = [pool.submit(load, index) for index in following]
             if loaded:
-                yield loaded
+                refused = {study.study_id: study.error for study in loaded if study.error is not None}
+                yield _prepare([study for study in loaded if study.error is None], refused, reader)
 
 
 def load_study(studies: Studies, index: int, reader: Reader, question: str | None = None) -> LoadedStudy:
@@ -78,7 +100,7 @@ def load_study(studies: Studies, index: int, reader: Reader, question: str | Non
             f"A study must have at least one volume, got none for `{studies.ids[index]}`. "
             "Drop the row, or name its files in `images_file_names`."
         )
-    volumes = [reader.load_volume(source) for source in sources]
+    volumes = [_load_volume(source, reader) for source in sources]
     if prompt is None or question is not None:
         conversation = reader.processor.build_messages(volumes, question=question)
     else:
@@ -105,7 +127,37 @@ def place_volumes(messages: Messages, volumes: list[Volume]) -> Messages:
         if message["role"] == "user" and num_slots == 0:
             filled, remaining = [*remaining, *filled], []
         placed.append({"role": message["role"], "content": filled})
+    if remaining:
+        raise ValueError(
+            f"A prompt must have a turn of the user, who shows the volumes, got {[m['role'] for m in messages]}. "
+            'Add `{"role": "user", "content": "..."}`.'
+        )
     return placed
+
+
+def _load_volume(source: Any, reader: Reader) -> Volume:
+    """Load one volume; what is wrong with it is told without its name."""
+    try:
+        return reader.load_volume(source)
+    except (ValueError, OSError) as error:
+        path = source["path"] if isinstance(source, dict) else source
+        raise VolumeError(without_name(str(error), path) if path else str(error)) from error
+
+
+def _prepare(studies: list[LoadedStudy], refused: dict[str, str], reader: Reader) -> Batch:
+    """Turn loaded studies into one batch; one that the processor refuses is left out, and the others go on."""
+    if not studies:
+        return Batch([], None, refused)
+    try:
+        return Batch(studies, reader.prepare([study.conversation for study in studies]), refused)
+    except (ValueError, OSError) as error:
+        if len(studies) == 1:
+            return Batch([], None, refused | {studies[0].study_id: str(error)})
+    alone = [_prepare([study], {}, reader) for study in studies]
+    for batch in alone:
+        refused = refused | batch.refused
+    fine = [study for batch in alone for study in batch.studies]
+    return Batch(fine, reader.prepare([study.conversation for study in fine]) if fine else None, refused)
 
 
 def _open_dataset(folder: Path, split: str | None) -> Studies:
@@ -131,7 +183,7 @@ def _open_dataset(folder: Path, split: str | None) -> Studies:
         )
     # Paths and bytes, not nibabel objects: the volume loader reads them itself, in its own threads.
     rows = rows.cast_column("images", List(Nifti(decode=False)))
-    ids = list(rows["study_id"]) if "study_id" in names else [f"{index:06d}" for index in range(len(rows))]
+    ids = list(rows["study_id"]) if "study_id" in names else _number(len(rows))
     if len(set(ids)) < len(ids):
         twice = next(study_id for study_id in ids if ids.count(study_id) > 1)
         raise ValueError(
@@ -141,14 +193,31 @@ def _open_dataset(folder: Path, split: str | None) -> Studies:
 
     def read(index: int) -> tuple[list[Any], Messages | None]:
         row = rows[index]
-        if "prompt" in names:
-            return row["images"], row["prompt"]
-        if "messages" in names:
-            roles = [message["role"] for message in row["messages"]]
-            return row["images"], row["messages"][: roles.index("assistant")]
-        return row["images"], None
+        prompt = row["prompt"] if "prompt" in names else None
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        elif prompt is None and "messages" in names:
+            prompt = list(takewhile(lambda message: message["role"] != "assistant", row["messages"]))
+        return row["images"], prompt
 
-    return Studies(ids, read)
+    asked = rows.select_columns([name for name in ("prompt", "messages") if name in names])
+    facts = [split, ids, list(asked), _list_files(folder)]
+    return Studies(ids, read, digest(facts), split)
+
+
+def _number(count: int) -> list[str]:
+    return [f"{index:06d}" for index in range(count)]
+
+
+def _list_files(folder: Path) -> list[list[Any]]:
+    """List names and sizes of the files that make a dataset: neither hidden ones nor what our commands write."""
+    relative = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [
+        [path.as_posix(), (folder / path).stat().st_size]
+        for path in relative
+        if path.suffix not in (".json", ".jsonl", ".npz")
+        and not any(part.startswith(".") for part in path.parts)
+    ]
 
 
 def _is_image(block: dict[str, Any]) -> bool:
