@@ -6,16 +6,19 @@ digests go beside them: as further arrays, or into the metadata of the table.
 """
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import BatchFeature
 
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
-from hf_mu2.reporting.environment import describe_command
+from hf_mu2.reporting.environment import describe_command, library_versions
 from hf_mu2.reporting.inference import Reader, write_atomic
-from hf_mu2.reporting.studies import Batch, Studies, read_batches
+from hf_mu2.reporting.studies import LoadedStudy, Studies, read_batches
 
 
 def embed(
@@ -46,7 +49,7 @@ def embed(
             failed |= batch.refused
             if batch.inputs is not None:
                 ids += [study.study_id for study in batch.studies]
-                vectors.append(embed_batch(batch, reader))
+                vectors.append(embed_batch(batch.studies, batch.inputs, reader))
             bar.update(len(batch.studies) + len(batch.refused))
     facts = {
         "notice": reader.notice,
@@ -57,6 +60,7 @@ def embed(
         "question": question,
         "model_digest": reader.digest,
         "dataset_digest": studies.digest,
+        "versions": json.dumps(library_versions()),
     }
     embeddings = np.concatenate(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,18 +70,19 @@ def embed(
 
 
 @torch.inference_mode()
-def embed_batch(batch: Batch, reader: Reader) -> np.ndarray:
+def embed_batch(studies: list[LoadedStudy], inputs: BatchFeature, reader: Reader) -> np.ndarray:
     """Average the soft prompts of each study over its volumes and tokens, shape `(studies, hidden_size)`."""
     _, soft_prompts = reader.model.model.embed_inputs(
-        batch.inputs["input_ids"], batch.inputs["pixel_values"], batch.inputs["pixel_attention_mask"]
+        inputs["input_ids"], inputs["pixel_values"], inputs["pixel_attention_mask"]
     )
-    per_volume = soft_prompts.float().mean(dim=1).split([len(study.volume_ids) for study in batch.studies])
+    per_volume = soft_prompts.float().mean(dim=1).split([len(study.volume_ids) for study in studies])
     return torch.stack([volumes.mean(dim=0) for volumes in per_volume]).cpu().numpy()
 
 
 def _to_npz(ids: list[str], embeddings: np.ndarray, facts: dict[str, str]) -> bytes:
+    arrays: dict[str, Any] = {"study_id": np.array(ids), "embedding": embeddings, **facts}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, study_id=np.array(ids), embedding=embeddings, **facts)
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
