@@ -13,13 +13,14 @@ import argparse
 import hashlib
 import json
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 import hf_mu2  # noqa: F401  registers the classes
 from hf_mu2.data.phantom import GENERATOR_VERSION, make_phantom, report_text
@@ -32,12 +33,17 @@ FIRST_UNSEEN_SEED = 10_000_000  # training takes seeds from 0
 BATCH = 8
 
 
+@lru_cache
+def load_processor(checkpoint: Path) -> ProcessorMixin:
+    torch.set_num_threads(1)
+    return AutoProcessor.from_pretrained(checkpoint)
+
+
 def unseen_study(job: tuple[int, Path]) -> tuple[str, str, np.ndarray, np.ndarray]:
     """A study at the spacing its seed draws: id, reference, pixel_values, pixel_attention_mask."""
     seed, checkpoint = job
-    torch.set_num_threads(1)
     phantom = make_phantom(seed)
-    batch = AutoProcessor.from_pretrained(checkpoint).image_processor(phantom.nifti(), return_tensors="np")
+    batch = load_processor(checkpoint).image_processor(phantom.nifti(), return_tensors="np")
     reference = report_text(phantom.report)
     return phantom.study_id, reference, batch["pixel_values"][0], batch["pixel_attention_mask"][0]
 

@@ -56,15 +56,6 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
-TEXT_CONFIG = {
-    "vocab_size": 1536,
-    "hidden_size": 160,
-    "intermediate_size": 448,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 5,
-    "num_key_value_heads": 5,
-    "head_dim": 32,
-}
 
 
 def image_processor() -> Mu2ImageProcessor:
@@ -81,7 +72,7 @@ def image_processor() -> Mu2ImageProcessor:
 
 def config() -> Mu2Config:
     notice = "Demo model trained on synthetic CT only. Not a medical device."
-    return Mu2Config.from_preset("tiny", text_config=TEXT_CONFIG, notice=notice, body_region="chest")
+    return Mu2Config.from_preset("tiny", notice=notice, body_region="chest")
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -389,7 +380,7 @@ def text_tokenizer(work: Path, studies: Studies) -> PreTrainedTokenizerFast:
         backend.decoder = decoders.ByteLevel()
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
         trainer = trainers.BpeTrainer(
-            vocab_size=TEXT_CONFIG["vocab_size"],
+            vocab_size=config().text_config.vocab_size,
             special_tokens=list(SPECIAL_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -549,6 +540,13 @@ def export(work: Path, out: Path) -> None:
         do_sample=False, max_new_tokens=384, bos_token_id=1, eos_token_id=4, pad_token_id=0
     )
     partial = save_checkpoint(model, processor, out.with_name(f".partial_{out.name}"))
+    for path in partial.glob(
+        "*.py"
+    ):  # inside the package a link to the code, so that there is one copy of it
+        target = Path("../../model") / path.name
+        if (out.parent / target.relative_to("..")).exists():
+            path.unlink()
+            path.symlink_to(target)
     if out.exists():
         out.rename(work / f"replaced_{int(time.time())}")
     partial.rename(out)
@@ -564,7 +562,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=2400, help="studies to train on")
     parser.add_argument("--tower-epochs", type=int, default=14)
     parser.add_argument("--report-epochs", type=int, default=4)
-    parser.add_argument("--whole-epochs", type=int, default=4)
+    parser.add_argument("--whole-epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

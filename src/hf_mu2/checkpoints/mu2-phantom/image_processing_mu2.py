@@ -1,0 +1,1 @@
+../../model/image_processing_mu2.py

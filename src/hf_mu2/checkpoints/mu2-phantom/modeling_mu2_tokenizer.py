@@ -1,0 +1,1 @@
+../../model/modeling_mu2_tokenizer.py

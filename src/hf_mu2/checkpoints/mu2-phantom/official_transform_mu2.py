@@ -1,0 +1,1 @@
+../../model/official_transform_mu2.py

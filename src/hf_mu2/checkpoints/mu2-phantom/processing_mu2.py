@@ -1,0 +1,1 @@
+../../model/processing_mu2.py

@@ -1,0 +1,1 @@
+../../model/resample_mu2.py

@@ -1,0 +1,1 @@
+../../model/volume_checks_mu2.py

@@ -1,0 +1,1 @@
+../../model/volume_dicom_mu2.py

@@ -1,0 +1,1 @@
+../../model/volume_mu2.py
