@@ -50,12 +50,13 @@ _LLAMA_TOKENS = {"image_token_id": 128002, "question_end_token_ids": [128009, 12
 
 _TINY_LLAMA = {
     "model_type": "llama",
-    "vocab_size": 2048,
-    "hidden_size": 192,
-    "intermediate_size": 512,
+    "vocab_size": 1536,
+    "hidden_size": 160,
+    "intermediate_size": 448,
     "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "head_dim": 32,
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
     "bos_token_id": 1,
