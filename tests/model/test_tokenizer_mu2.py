@@ -1,11 +1,14 @@
 """The mu2 tokenizer: what the refiner, the selection, the pooling and the aggregation must and must not do."""
 
 import math
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.optimize import nnls
 from torch.utils.checkpoint import checkpoint
 
@@ -94,7 +97,111 @@ def test_biased_attention_equals_plain_attention_with_its_gradients(monkeypatch,
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
 
 
+def plain_attention(query, key, value, bias):
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias
+    return scores.softmax(-1) @ value
+
+
+def test_bfloat16_gradients_are_as_exact_as_those_of_plain_attention():
+    torch.manual_seed(0)
+    tensors = [torch.randn(4, 4, 96, 16, dtype=torch.bfloat16) for _ in range(3)]
+    tensors.append(torch.randn(4, 96, 96, dtype=torch.bfloat16))
+    cotangent = torch.randn(4, 4, 96, 16, dtype=torch.bfloat16)
+
+    def gradients(attention, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in tensors]
+        output = attention(*leaves[:3], leaves[3])
+        return [g.double() for g in torch.autograd.grad(output, leaves, cotangent.to(dtype))]
+
+    def fused(query, key, value, bias):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
+
+    exact = gradients(plain_attention, torch.float64)
+    ours = gradients(lambda q, k, v, bias: attend(q, k, v, bias=bias), torch.bfloat16)
+    theirs = gradients(fused, torch.bfloat16)
+    for name, e, o, t in zip(("query", "key", "value", "bias"), exact, ours, theirs):
+        assert (o - e).norm() <= 1.02 * (t - e).norm(), name
+
+
+def test_the_gradient_of_biased_attention_cannot_be_differentiated_again():
+    query, bias = torch.randn(1, 1, 3, 4, requires_grad=True), torch.randn(1, 3, 3, requires_grad=True)
+    gradient = torch.autograd.grad(
+        attend(query, query, query, bias=bias).square().sum(), query, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient[0].sum().backward()
+
+
 # SVR
+
+
+def kept_tensors(layer, frames: int) -> dict[int, torch.Tensor]:
+    """Storages that autograd keeps for the backward pass of a refiner layer."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    tokens = torch.randn(1, frames, 512, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(tokens, None).sum()
+    return kept
+
+
+def test_training_keeps_no_scores_of_a_frame():
+    layer = make_tokenizer(frame_grid=(2, 16, 16), max_frames=8).refiner.layers[0].train()
+    assert layer.spatial_attention.bias.table.requires_grad
+    heads, tokens, width = 4, 512, 32
+    four, eight = kept_tensors(layer, 4), kept_tensors(layer, 8)
+    assert max(x.untyped_storage().nbytes() for x in eight.values()) < 8 * heads * tokens**2 * 4
+    before, after = (sum(x.untyped_storage().nbytes() for x in kept.values()) for kept in (four, eight))
+    growth = (after - before) / 4
+    assert growth < 20 * tokens * width * 4  # some twenty tensors the size of a frame's tokens
+    assert growth < heads * tokens**2 * 4 / 2
+
+
+PEAK = """
+import torch
+from hf_mu2.model.modeling_mu2_attention import attend
+
+def peak():
+    return int(next(x for x in open("/proc/self/status") if x.startswith("VmHWM")).split()[1])
+
+def plain(query, key, value, bias):
+    return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias).softmax(-1) @ value
+
+torch.set_num_threads(1)
+leaves = [torch.randn(8, 8, 1024, 8, requires_grad=True) for _ in range(3)]
+leaves.append(torch.randn(8, 1024, 1024, requires_grad=True))
+growth = []
+before = peak()
+for attention in (lambda q, k, v, bias: attend(q, k, v, bias=bias), plain):
+    torch.autograd.grad(attention(*leaves).sum(), leaves)
+    growth.append(peak() - before)
+print(*growth)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_training_takes_a_fraction_of_the_memory_of_plain_attention():
+    """8 frames of 1,024 tokens, 8 heads: forward and backward pass."""
+    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    ours, plain = map(int, run.stdout.split())
+    assert ours < plain / 2
+
+
+def test_absolute_positions_refuse_more_frames_than_they_know():
+    tokenizer = make_tokenizer(position="absolute")
+    with pytest.raises(ValueError, match=r"reaches `max_frames=4`, got 5 frames\. Lower"):
+        tokenizer(torch.randn(1, 5, 32, 32), torch.randn(1, 5, 48))
+
+
+@pytest.mark.parametrize("position", ["3d", "1d", "rope"])
+def test_relative_positions_take_more_frames_than_they_were_made_for(position):
+    output = make_tokenizer(position=position)(torch.randn(1, 6, 32, 32), torch.randn(1, 5, 48))
+    assert output.isfinite().all()
 
 
 @pytest.mark.parametrize("position", ["3d", "1d", "rope", "absolute", None])

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
@@ -22,10 +23,8 @@ def as_checkpoint_input(hidden_states: torch.Tensor, layer: GradientCheckpointin
 
 
 def as_sdpa(attn_implementation: str | None) -> str | None:
-    """Ask for PyTorch's attention where a caller wants flash attention for the whole model."""
-    return (
-        "sdpa" if attn_implementation is not None and "flash" in attn_implementation else attn_implementation
-    )
+    """Ask for PyTorch's attention where a caller wants a kernel of the language model's for the whole model."""
+    return attn_implementation if attn_implementation in (None, "eager", "sdpa") else "sdpa"
 
 
 def rotate(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -49,23 +48,24 @@ class BiasedAttention(torch.autograd.Function):
 
     With a bias that wants a gradient PyTorch's CPU attention keeps the scores of all rows and heads. Here the forward
     pass takes the kernel that keeps none, and the backward pass computes them again, a few rows or heads at a time:
-    dV = A^T dO, dS = A * (dO V^T - sum(dO * O)), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d), dP = sum over rows of dS.
+    dV = A^T dO, dA = dO V^T, dS = A * (dA - sum over keys of A * dA), dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d),
+    dP = sum over rows of dS. All of it in float32 at least: bfloat16 scores would be less exact than PyTorch's.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, mask, bias):
-        with torch.no_grad():
-            output = biased_attention(query, key, value, mask, bias)
-        ctx.save_for_backward(query, key, value, mask, bias, output)
-        return output
+        ctx.save_for_backward(query, key, value, mask, bias)
+        # Detached: even without gradients PyTorch's choice of kernel passes over a bias that wants one.
+        return biased_attention(query, key, value, mask, bias.detach())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_output):
-        query, key, value, mask, bias, output = ctx.saved_tensors
+        query, key, value, mask, bias = ctx.saved_tensors
         scale = query.shape[-1] ** -0.5
+        exact = torch.promote_types(query.dtype, torch.float32)
         grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
-        grad_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
-        mean = (grad_output * output).sum(dim=-1, keepdim=True)
+        grad_bias = torch.zeros_like(bias, dtype=exact)
         num_rows, num_heads = query.shape[:2]
         heads_at_once = max(1, min(num_heads, _MAX_SCORES // bias[0].numel()))
         rows_at_once = max(1, _MAX_SCORES // (heads_at_once * bias[0].numel()))
@@ -73,21 +73,34 @@ class BiasedAttention(torch.autograd.Function):
             heads = slice(head, head + heads_at_once)
             for row in range(0, num_rows, rows_at_once):
                 part = slice(row, row + rows_at_once), heads
-                q, k, v, grad = query[part], key[part], value[part], grad_output[part]
-                scores = (q * scale) @ k.transpose(-1, -2) + bias[heads]
+                q, k, v, grad = (x[part].to(exact) for x in (query, key, value, grad_output))
+                weights = ((q * scale) @ k.transpose(-1, -2)).add_(bias[heads])
                 if mask is not None:
-                    scores.masked_fill_(~mask[part[0]], float("-inf"))
-                weights = scores.softmax(dim=-1)
+                    weights.masked_fill_(~mask[part[0]], float("-inf"))
+                weights = weights.softmax(dim=-1)
                 grad_value[part] = weights.transpose(-1, -2) @ grad
-                grad_scores = (grad @ v.transpose(-1, -2)).sub_(mean[part]).mul_(weights)
-                grad_bias[heads] += grad_scores.sum(dim=0, dtype=grad_bias.dtype)
+                grad_scores = (grad @ v.transpose(-1, -2)).mul_(weights)
+                grad_scores.addcmul_(weights, grad_scores.sum(dim=-1, keepdim=True), value=-1)
+                grad_bias[heads] += grad_scores.sum(dim=0)
                 grad_query[part] = grad_scores @ k * scale
                 grad_key[part] = grad_scores.transpose(-1, -2) @ q * scale
         return grad_query, grad_key, grad_value, None, grad_bias.to(bias.dtype)
 
 
-def biased_attention(query, key, value, mask, bias):
-    """Let the fused kernel add the bias; with a mask a few rows at a time, since each row then has its own bias."""
+def biased_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, bias: torch.Tensor
+) -> torch.Tensor:
+    """Let the fused kernel add the bias; with a mask a few rows at a time, since each row then has its own bias.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(rows, heads, tokens, head_dim)`): The usual three.
+        mask (`torch.BoolTensor` of shape `(rows, 1, 1, keys)`, or one that broadcasts to the scores, *optional*): Keys
+            to attend.
+        bias (`torch.Tensor` of shape `(heads, queries, keys)`): Added to every row's scores.
+
+    Returns:
+        `torch.Tensor` of the shape of `query`.
+    """
     if mask is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
     size = max(1, _MAX_SCORES // bias.numel())

@@ -142,12 +142,27 @@ class RefinerLayer(GradientCheckpointingLayer):
         tokens = tokens + self.inside_frames(self.spatial_norm(tokens), mask, self.spatial_attention)
         return tokens + self.across_frames(self.temporal_norm(tokens), mask, self.temporal_attention)
 
-    def inside_frames(self, tokens, mask, attention):
+    def inside_frames(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, attention: Mu2Attention
+    ) -> torch.Tensor:
+        """Let the tokens of each frame see each other.
+
+        Args:
+            tokens (`torch.Tensor` of shape `(volumes, frames, tokens, hidden_size)`): Tokens of the studies.
+            mask (`torch.BoolTensor` of shape `(volumes, frames, tokens)`, *optional*): Tokens of anatomy.
+            attention (`Mu2Attention`): Whose weights to use.
+
+        Returns:
+            `torch.Tensor` of the shape of `tokens`.
+        """
         frames = tokens.flatten(0, 1)  # (B*T, N, E)
         mask = None if mask is None else open_empty_rows(mask.flatten(0, 1))
         return attention(frames, frames, mask, self.grid).view_as(tokens)
 
-    def across_frames(self, tokens, mask, attention):
+    def across_frames(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, attention: Mu2Attention
+    ) -> torch.Tensor:
+        """Let tokens at the same place of their frames see each other; arguments and result as in `inside_frames`."""
         columns = tokens.transpose(1, 2).flatten(0, 1)  # (B*N, T, E)
         mask = None if mask is None else open_empty_rows(mask.transpose(1, 2).flatten(0, 1))
         attended = attention(columns, columns, mask, (tokens.shape[1],))
@@ -171,7 +186,18 @@ class SpatioTemporalRefiner(nn.Module):
             self.token_embedding = nn.Parameter(torch.zeros(math.prod(config.token_grid), config.hidden_size))
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Refine tokens `(B, T, N, E)` under a mask `(B, T, N)`.
+
+        Raises:
+            ValueError: if absolute positions do not reach all frames. Relative ones repeat their last entry.
+        """
         if self.frame_embedding is not None:
+            if tokens.shape[1] > len(self.frame_embedding):
+                raise ValueError(
+                    f'`position="absolute"` reaches `max_frames={len(self.frame_embedding)}`, got {tokens.shape[1]} '
+                    "frames. Lower `max_frames` of the image processor, or train with relative positions, which take "
+                    "any number."
+                )
             tokens = tokens + self.frame_embedding[: tokens.shape[1]] + self.token_embedding
         for layer in self.layers:
             tokens = layer(as_checkpoint_input(tokens, layer), mask)
@@ -365,6 +391,7 @@ class TokenProjector(nn.Module):
         self.fc2 = nn.Linear(config.text_hidden_size, config.text_hidden_size)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Project `(volumes, num_query_tokens, hidden_size)` to `(volumes, num_query_tokens, text_hidden_size)`."""
         return self.fc2(F.gelu(self.fc1(self.norm(tokens))))
 
 
@@ -434,9 +461,20 @@ class Mu2Tokenizer(PreTrainedModel):
         return self.projector(visual_tokens)
 
     def aggregate(
-        self, vision_hidden_states, question_embeds, slab_mask=None, question_mask=None
+        self,
+        vision_hidden_states: torch.Tensor,
+        question_embeds: torch.Tensor,
+        slab_mask: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """V' before the projector, `(volumes, num_query_tokens, hidden_size)`: per head a mix of the pooled tokens."""
+        """Compute V', the visual tokens before the projector: per head a mix of the pooled tokens.
+
+        Args:
+            vision_hidden_states, question_embeds, slab_mask, question_mask: As in `forward`.
+
+        Returns:
+            `torch.Tensor` of shape `(volumes, num_query_tokens, hidden_size)`.
+        """
         pooled = self.pool(vision_hidden_states, slab_mask)
         question = self.question_projector(self.question_norm(question_embeds))
         return self.aggregator(pooled, question, question_mask)
@@ -454,10 +492,15 @@ class Mu2Tokenizer(PreTrainedModel):
         return self.pooling(selected)
 
     def token_mask(self, slab_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Spread `(B, T, slabs)` over the tokens of each frame, `(B, T, N)`."""
-        if slab_mask is None:
+        """Spread `(B, T, slabs)` over the tokens of each frame, `(B, T, N)`.
+
+        None where tokens are pooled on another grid than theirs (`projector_grid`): slabs mean nothing there.
+        """
+        config = self.config
+        pooled_grid = config.projector_grid if config.projection == "before" else None
+        if slab_mask is None or tuple(pooled_grid or config.frame_grid) != tuple(config.frame_grid):
             return None
-        depth, height, width = self.config.token_grid
+        depth, height, width = config.token_grid
         slabs = slab_mask.bool()
         if (
             slabs.shape[-1] != depth
