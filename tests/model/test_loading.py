@@ -31,7 +31,7 @@ from hf_mu2.model.configuration_mu2 import Mu2Config
 from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration, Mu2Model
 from hf_mu2.model.processing_mu2 import Mu2Processor
-from tests.tiny import make_tiny_checkpoint, tiny_model, tiny_nifti, tiny_processor, tiny_volume
+from tests.tiny import make_tiny_checkpoint, tiny_config, tiny_model, tiny_nifti, tiny_processor, tiny_volume
 
 BACKBONES = ["llama", "qwen3", "phi3"]
 VERSION = Version(transformers.__version__)
@@ -78,6 +78,50 @@ def test_every_auto_class_finds_ours(checkpoint):
 @pytest.mark.skipif(not IMAGE_PROCESSOR_LOADS, reason="needs torchvision")
 def test_the_image_processor_loads_by_itself(checkpoint):
     assert type(AutoImageProcessor.from_pretrained(checkpoint)) is Mu2ImageProcessor
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa", "flex_attention"])
+def test_a_kernel_of_the_language_model_may_be_chosen(checkpoint, processor, kernel):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, attn_implementation=kernel)
+    assert model.model.language_model.config._attn_implementation == kernel
+    ours = "eager" if kernel == "eager" else "sdpa"
+    for part in (model.model.vision_tower, model.model.mu2_tokenizer):
+        assert part.config._attn_implementation == ours
+    if kernel != "flex_attention":  # which compiles for a minute
+        batch = prompts(processor, "Any nodule?")
+        expected = AutoModelForImageTextToText.from_pretrained(checkpoint)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(**batch).logits, expected(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_slices", "num_frames"), [(1, 1), (40, 2), (1000, 4)])
+def test_volumes_of_any_number_of_slices_run_end_to_end(processor, num_slices, num_frames):
+    volume = tiny_volume(shape=(num_slices, 40, 44), spacing=(1.0, 2.0, 2.0))
+    batch = prompts(processor, "Any nodule?", volumes=[volume])
+    assert batch["pixel_values"].shape[1] == num_frames
+    with torch.inference_mode():
+        assert tiny_model()(**batch).logits.isfinite().all()
+
+
+def test_a_pooled_grid_in_another_order_takes_the_mask_of_the_processor():
+    """Released weights pool on a grid that is not that of their frames, and the processor always gives a mask."""
+    config = tiny_config(
+        tokenizer_config={
+            "projection": "before",
+            "hidden_size": 64,
+            "projector_grid": (8, 2, 2),
+            "max_frames": 2,
+        }
+    )
+    processor = tiny_processor(config)
+    processor.image_processor.mode = "official"
+    batch = prompts(processor, "Any nodule?")
+    assert batch["pixel_attention_mask"].all()
+    model = Mu2ForConditionalGeneration(config).eval()
+    with torch.inference_mode():
+        logits = model(**batch).logits
+        batch.pop("pixel_attention_mask")
+        torch.testing.assert_close(model(**batch).logits, logits)
 
 
 def test_the_base_model_and_the_head_load_each_other(checkpoint, processor):

@@ -1,5 +1,7 @@
 """The whole model: questions from `input_ids`, masks, merging, memory and compilation."""
 
+from functools import partial
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -126,6 +128,21 @@ def test_the_output_has_the_length_of_the_input(model):
 def test_placeholders_that_do_not_fit_the_volumes_are_refused(model, input_ids):
     with pytest.raises(ValueError, match="Image features and image tokens do not match"):
         model(input_ids=input_ids, pixel_values=volumes(1))
+
+
+def test_placeholders_without_volumes_are_refused(model):
+    prompt = ids(BOS, USER, VOLUME, QUESTION, END, ASSISTANT)
+    for call in (model, model.model, partial(model.generate, max_new_tokens=2)):
+        with pytest.raises(ValueError, match=r"Image features .* features: 0 .*dropped `images` column"):
+            call(input_ids=prompt)
+
+
+def test_text_alone_and_a_prompt_given_again_with_its_cache_pass(model):
+    prompt = ids(BOS, USER, VOLUME, QUESTION, END, ASSISTANT)
+    with torch.no_grad():
+        model(input_ids=ids(BOS, USER, QUESTION, END), labels=ids(BOS, USER, QUESTION, END))
+        cache = model(input_ids=prompt, pixel_values=volumes(1), use_cache=True).past_key_values
+        model(input_ids=prompt, past_key_values=cache)
 
 
 def test_frames_of_another_size_are_refused(model):

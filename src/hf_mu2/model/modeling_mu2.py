@@ -157,18 +157,8 @@ class Mu2Model(Mu2PreTrainedModel):
             ValueError: if the placeholders in `input_ids` do not fit the volumes.
         """
         num_volumes = len(pixel_values if vision_hidden_states is None else vision_hidden_states)
-        num_query_tokens = self.config.tokenizer_config.num_query_tokens
+        self._check_placeholders(input_ids, num_volumes)
         is_image = input_ids == self.config.image_token_id
-        if not torch.compiler.is_compiling():
-            num_tokens = is_image.sum(dim=1)
-            if int(num_tokens.sum()) != num_volumes * num_query_tokens or bool(
-                (num_tokens % num_query_tokens).any()
-            ):
-                raise ValueError(
-                    f"Image features and image tokens do not match, tokens: {num_tokens.tolist()}, features: "
-                    f"{num_volumes * num_query_tokens} ({num_volumes} volumes of {num_query_tokens}). Make both with "
-                    "the processor of this checkpoint, and do not truncate placeholders: raise `max_length`."
-                )
         if question_input_ids is None:
             question_input_ids, question_attention_mask = self.find_questions(input_ids, num_volumes)
         features = self.get_image_features(
@@ -181,6 +171,30 @@ class Mu2Model(Mu2PreTrainedModel):
         inputs_embeds = self.get_input_embeddings()(input_ids)
         features = features.to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(is_image[:, :, None], features), features
+
+    def _check_placeholders(
+        self, input_ids: torch.LongTensor, num_volumes: int, past_key_values: Cache | None = None
+    ):
+        """Refuse placeholders that do not fit the volumes, unless a cache holds those. A compiled model cannot look."""
+        if torch.compiler.is_compiling():
+            return
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return
+        num_query_tokens = self.config.tokenizer_config.num_query_tokens
+        num_tokens = (input_ids == self.config.image_token_id).sum(dim=1)
+        num_features = num_volumes * num_query_tokens
+        if int(num_tokens.sum()) == num_features and not bool((num_tokens % num_query_tokens).any()):
+            return
+        advice = (
+            "Make both with the processor of this checkpoint, and do not truncate placeholders: raise `max_length`."
+            if num_volumes
+            else "No volume arrived: usually a dropped `images` column, so train with `remove_unused_columns=False` "
+            "and pass all the processor returns."
+        )
+        raise ValueError(
+            f"Image features and image tokens do not match, tokens: {num_tokens.tolist()}, features: {num_features} "
+            f"({num_volumes} volumes of {num_query_tokens}). {advice}"
+        )
 
     @can_return_tuple
     def forward(
@@ -201,7 +215,8 @@ class Mu2Model(Mu2PreTrainedModel):
         """Run text, with or without volumes; see `embed_inputs` for the arguments of the volumes.
 
         Raises:
-            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, or volumes come without ids.
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given, volumes come without ids, or
+                placeholders do not fit the volumes. Ids that continue a cache may hold placeholders alone.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
@@ -220,6 +235,7 @@ class Mu2Model(Mu2PreTrainedModel):
                 vision_hidden_states,
             )
         elif inputs_embeds is None:
+            self._check_placeholders(input_ids, 0, past_key_values)
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         outputs = self.language_model(
