@@ -129,6 +129,20 @@ def test_augmentation_depends_on_seed_epoch_and_study_alone(processor, body):
     assert np.abs(base - processor(body)["pixel_values"]).max() > 0
 
 
+def test_a_volume_is_augmented_anew_for_each_study_id(processor, body):
+    pixels = processor([body] * 3, augment=True, study_ids=["a", "b", "a"])["pixel_values"]
+    np.testing.assert_array_equal(pixels[0], pixels[2])
+    assert np.abs(pixels[0] - pixels[1]).max() > 0
+
+
+def test_air_that_turns_in_is_as_noisy_as_the_rest_and_never_below_air(processor):
+    """Of no HU shift below zero nothing is seen: the window ends at the clamp."""
+    air = load_volume(np.full((8, 32, 40), -1024, np.int16), spacing=(5, 8, 8), check_hu=False)
+    pixels = processor(air, augment=True, seed=2, windows=[(-1100, -900)])["pixel_values"]
+    assert pixels.min() == pytest.approx(76 / 200, abs=1e-5)
+    assert pixels.std() > 0
+
+
 def test_augmentation_is_small_and_never_a_flip(processor):
     array = np.full((16, 32, 40), -1000, np.int16)
     array[:8, 18:28, 22:36] = 40  # in one corner: no symmetry to hide behind

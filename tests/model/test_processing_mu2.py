@@ -12,6 +12,7 @@ from packaging.version import Version
 from PIL import Image
 
 from hf_mu2.hub.chat_template import adapt_chat_template
+from hf_mu2.model import processing_mu2
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION, Mu2Processor, find_question_end
 from tests.tiny import (
     tiny_config,
@@ -246,6 +247,19 @@ def test_returned_questions_are_those_the_model_finds(processor):
         given = model(**batch).logits
         batch.pop("question_input_ids"), batch.pop("question_attention_mask")
         torch.testing.assert_close(model(**batch).logits, given)
+
+
+def test_the_template_is_read_once_and_again_when_it_changes(monkeypatch):
+    processor, reads = tiny_processor(), []
+    read = processing_mu2._read_question_end
+    monkeypatch.setattr(processing_mu2, "_read_question_end", lambda *args: reads.append(1) or read(*args))
+    inputs = {"images": [tiny_volume()], "text": ["<|user|><|image|>x<|end|><|assistant|>"]}
+    for _ in range(3):
+        questions = processor(**inputs, return_question_ids=True)["question_input_ids"]
+    assert len(reads) == 1 and processor.tokenizer.decode(questions[0]) == "x"
+    processor.chat_template = processor.chat_template.replace("<|assistant|>", "<|system|>")
+    with pytest.raises(ValueError, match="Restore the template"):
+        processor(**inputs, return_question_ids=True)
 
 
 # ---------------------------------------------------------------------------------------------- the end of a question

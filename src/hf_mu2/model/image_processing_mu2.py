@@ -145,7 +145,7 @@ class Mu2ImageProcessor(BaseImageProcessor):
 
         Args:
             images: One source of `load_volume`, a list, or nested lists (flattened in order). An object that appears
-                twice is processed once.
+                twice is processed once, under augmentation once per study id.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; numpy arrays by default.
             augment (`bool`): Add noise, a HU shift and a small in-plane rotation; never a flip. Training only.
             seed, epoch (`int`), study_ids (`Sequence`, *optional*): What the augmentation is drawn from, one id per
@@ -181,9 +181,9 @@ class Mu2ImageProcessor(BaseImageProcessor):
         done: dict[Any, tuple[np.ndarray, np.ndarray, dict]] = {}
         rows = []
         for index, source in enumerate(sources):
-            key = source if isinstance(source, str) else id(source)
+            study = index if study_ids is None else study_ids[index]
+            key = source if isinstance(source, str) else id(source), study if augment else None
             if key not in done:
-                study = index if study_ids is None else study_ids[index]
                 rng = np.random.default_rng([seed, epoch, _number(study)]) if augment else None
                 done[key] = self._process(source, rng, return_provenance)
             rows.append(done[key])
@@ -280,7 +280,10 @@ def _apply_window(hu: np.ndarray, low: float, high: float, out: np.ndarray) -> N
 
 
 def _augment(hu: np.ndarray, spacing: Sequence[float], rng: np.random.Generator) -> dict[str, float]:
-    """Rotate in plane, shift and add noise, in place on our own grid; the air outside stays at -1024."""
+    """Rotate in plane, shift and add noise, in place on our own grid.
+
+    What turns in from outside is air of -1024 HU, shifted and noisy as the rest; nothing falls below -1024 HU.
+    """
     degrees = rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES)
     shift = rng.uniform(-MAX_HU_SHIFT, MAX_HU_SHIFT)
     noise = rng.uniform(0, MAX_NOISE_HU)

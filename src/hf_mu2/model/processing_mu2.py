@@ -67,6 +67,7 @@ class Mu2Processor(ProcessorMixin):
             )
         self.num_query_tokens = num_query_tokens
         self.question_end_token_ids = question_end_token_ids
+        self._question_end: tuple = None, None  # what it was read from, what was read
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -216,7 +217,10 @@ class Mu2Processor(ProcessorMixin):
 
     def _resolve_question_end(self) -> list[int]:
         """Return the stored ids if the chat template agrees with them, the ones found in it if none are stored."""
-        found, common = _read_question_end(self.tokenizer, self.chat_template)
+        source = id(self.tokenizer), len(self.tokenizer), self.chat_template, self.tokenizer.chat_template
+        if self._question_end[0] != source:  # reading renders a dozen conversations
+            self._question_end = source, _read_question_end(self.tokenizer, self.chat_template)
+        found, common = self._question_end[1]
         stored = self.question_end_token_ids
         if stored is None:
             return found
