@@ -142,11 +142,24 @@ def test_uneven_gaps_are_refused(tmp_path):
         load_volume(tmp_path)
 
 
-def test_rounded_positions_are_even_enough(tmp_path):
-    for index, path in enumerate(write_series(tmp_path)):
+@pytest.mark.parametrize("step", [0.4, 0.625, 0.75, 1.25, 2.5])
+def test_rounded_positions_are_even_enough_but_a_missing_slice_is_refused(tmp_path, step):
+    paths = write_series(tmp_path)
+    for index, path in enumerate(paths):
         x, y, _ = pydicom.dcmread(path).ImagePositionPatient
-        edit(path, ImagePositionPatient=[x, y, round(index * 1.25, 1)])
-    assert load_volume(tmp_path).spacing[0] == pytest.approx(1.25, abs=0.01)
+        edit(path, ImagePositionPatient=[x, y, round(index * step, 1)])
+    assert load_volume(tmp_path).spacing[0] == pytest.approx(step, abs=0.01)
+    paths[12].unlink()
+    with pytest.raises(VolumeError, match="lacks 1 slices of"):
+        load_volume(tmp_path)
+
+
+def test_a_slice_alone_needs_a_thickness(tmp_path):
+    path = write_series(tmp_path, only=slice(1))[0]
+    assert load_volume(path).spacing[0] == 5.0
+    edit(path, SliceThickness=None)
+    with pytest.raises(VolumeError, match=r"no SliceThickness.*`spacing="):
+        load_volume(path)
 
 
 def test_two_phases_under_one_series_are_refused(tmp_path):

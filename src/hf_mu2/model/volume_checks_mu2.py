@@ -75,9 +75,6 @@ def canonical_hu(
         )
     provenance = {
         "source": stored.kind,
-        "file": stored.name
-        if stored.kind == "nifti"
-        else None,  # DICOM folders are often named after patients
         "shape": list(array.shape),
         "spacing_mm": [round(value, 4) for value in (depth_mm, height_mm, width_mm)],
         "orientation_on_disk": codes,

@@ -17,10 +17,11 @@ except ImportError:
     pydicom = None
 
 TILT_DEGREES = 0.5
-GAP_TOLERANCE = 0.1  # of the median gap: positions are often rounded to 0.1 mm
+GAP_TOLERANCE = 0.1  # of the median gap
+ROUNDING_MM = 0.11  # positions are often rounded to 0.1 mm
 _TAGS = [
-    "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "InstanceNumber",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
+    "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
     "GantryDetectorTilt", "ConvolutionKernel", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
 ]  # fmt: skip
 
@@ -188,7 +189,12 @@ def _geometry(slices: list, name: str) -> tuple[np.ndarray, np.ndarray]:
     positions = origins @ normal
     origins, sorted_positions = origins[np.argsort(positions)], np.sort(positions)
     if len(slices) == 1:
-        gap = _number(first.get("SpacingBetweenSlices")) or _number(first.get("SliceThickness")) or 1.0
+        gap = _number(first.get("SpacingBetweenSlices")) or _number(first.get("SliceThickness"))
+        if not gap:
+            raise VolumeError(
+                f"A slice alone must name its thickness, `{name}` has no SliceThickness. Pass the whole series, or the "
+                "slice as an array with `spacing=(z, y, x)`."
+            )
     else:
         gaps = np.diff(sorted_positions)
         gap = float(np.median(gaps))
@@ -216,20 +222,25 @@ def _refuse_gaps(gaps: np.ndarray, positions: np.ndarray, gap: float, name: str)
             f"A series has one slice per position, `{name}` has {twice} positions twice: two phases or "
             "reconstructions under one SeriesInstanceUID. Split them (e.g. by AcquisitionNumber) and pass one."
         )
-    smallest = float(gaps.min())
-    uneven = np.flatnonzero(gaps > (1 + GAP_TOLERANCE) * smallest)
-    if not len(uneven):
+    tolerance = max(GAP_TOLERANCE * gap, min(ROUNDING_MM, gap / 2))
+    is_uneven = np.abs(gaps - gap) > tolerance
+    if not is_uneven.any():
         return
-    missing = np.round(gaps[uneven] / smallest).astype(int) - 1
-    where = ", ".join(f"between {positions[i]:g} and {positions[i + 1]:g} mm" for i in uneven[:4])
-    if np.allclose(gaps[uneven] / smallest, missing + 1, atol=GAP_TOLERANCE) and len(uneven) < len(gaps) / 2:
+    where = ", ".join(
+        f"between {positions[i]:g} and {positions[i + 1]:g} mm" for i in np.flatnonzero(is_uneven)[:4]
+    )
+    step = gap if is_uneven.all() else float(np.mean(gaps[~is_uneven]))  # the mean undoes the rounding
+    missing = np.round(gaps[is_uneven] / step).astype(int) - 1
+    if missing.min() > 0 and np.allclose(
+        gaps[is_uneven], (missing + 1) * step, rtol=0, atol=max(tolerance, step / 4)
+    ):
         raise VolumeError(
-            f"A series must be complete, `{name}` lacks {missing.sum()} slices of {smallest:g} mm ({where}). Fetch the "
+            f"A series must be complete, `{name}` lacks {missing.sum()} slices of {step:.3g} mm ({where}). Fetch the "
             "whole series from the archive."
         )
     raise VolumeError(
-        f"Slices must be evenly spaced, those of `{name}` lie {smallest:g} to {gaps.max():g} mm apart ({where}). It is "
-        "not one acquisition, or slices are missing: fetch the whole series."
+        f"Slices must be evenly spaced, those of `{name}` lie {gaps.min():g} to {gaps.max():g} mm apart ({where}). It "
+        "is not one acquisition, or slices are missing: fetch the whole series."
     )
 
 

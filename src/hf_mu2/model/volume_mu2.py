@@ -76,6 +76,11 @@ def load_volume(
         clamp (`bool`): Raise scanner padding to -1024 HU.
         check_hu (`bool`): Refuse values that cannot be HU. Turn off only for values you know.
         max_voxels (`int`): Refuse larger volumes before any memory is taken.
+
+    Raises:
+        VolumeError: if the source cannot be read as one CT volume: nothing there, damaged, 2-D or several volumes, not
+            in HU, without spacing, or a DICOM series that is incomplete, mixed or tilted. A `ValueError`.
+        ImportError: if nibabel or pydicom is missing.
     """
     if isinstance(source, Volume):
         return source
