@@ -183,6 +183,7 @@ print(*growth)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_training_takes_a_fraction_of_the_memory_of_plain_attention():
     """8 frames of 1,024 tokens, 8 heads: forward and backward pass."""
