@@ -151,7 +151,8 @@ def join(
     if is_same:
         parts.language_model, model.lm_head = lm.base_model, head
         model.tie_weights()
-        input_ids = torch.arange(8, device=lm.device)[None] % config.text_config.vocab_size
+        input_ids = torch.arange(8, device=lm.device)
+        input_ids = input_ids[input_ids != config.image_token_id][None]  # a placeholder alone is refused
         with torch.inference_mode():
             is_same = torch.equal(model.eval()(input_ids=input_ids).logits, lm(input_ids=input_ids).logits)
     if not is_same:

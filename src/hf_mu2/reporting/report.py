@@ -123,8 +123,7 @@ def report_volume(source: str | Path, reader: Reader, request: Request = Request
     run = {
         "model": reader.name,
         "command": _describe_request(request, reader.name),
-        "volume": {key: value for key, value in volume.provenance.items() if key != "file"}
-        | {"body_region": region},
+        "volume": {**volume.provenance, "body_region": region},
         "timings_s": {"read": round(read - started, 3), "generate": round(done - read, 3)},
         "versions": library_versions(),
     }
