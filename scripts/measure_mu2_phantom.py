@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 import hf_mu2  # noqa: F401  registers the classes
-from hf_mu2.data.phantom import GENERATOR_VERSION, make_phantom, report_text
+from hf_mu2.data.phantom import GENERATOR_VERSION, make_phantom
 from hf_mu2.data.study import FINDING_LABELS
 from hf_mu2.scoring.clinical import f1_table, shuffled_gap
 from hf_mu2.scoring.labels import VERSION as LABELER_VERSION
@@ -44,7 +44,7 @@ def unseen_study(job: tuple[int, Path]) -> tuple[str, str, np.ndarray, np.ndarra
     seed, checkpoint = job
     phantom = make_phantom(seed)
     batch = load_processor(checkpoint).image_processor(phantom.nifti(), return_tensors="np")
-    reference = report_text(phantom.report)
+    reference = phantom.report.text
     return phantom.study_id, reference, batch["pixel_values"][0], batch["pixel_attention_mask"][0]
 
 

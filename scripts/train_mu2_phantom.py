@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from hf_mu2.data.phantom import GENERATOR_VERSION, PROMPTS, make_phantom, random_spacing, report_text
+from hf_mu2.data.phantom import GENERATOR_VERSION, PROMPTS, make_phantom, random_spacing
 from hf_mu2.data.phantom_report import Finding, write_report
 from hf_mu2.data.study import FINDING_LABELS
 from hf_mu2.hub.assemble import save_checkpoint
@@ -193,7 +193,7 @@ class Studies:
 
     def answer(self, index: int, draw: int) -> str:
         """One of the many reports that follow from the findings of a study."""
-        return report_text(write_report(self.findings[index], seed=1_000_003 * draw + index))
+        return write_report(self.findings[index], seed=1_000_003 * draw + index).text
 
 
 def batches(indices: torch.Tensor, size: int, seed: int) -> list[torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hf_mu2
-from hf_mu2.data.phantom import make_phantom, report_text
+from hf_mu2.data.phantom import make_phantom
 from hf_mu2.data.study import FINDING_LABELS
 from hf_mu2.scoring.clinical import f1_table
 from hf_mu2.scoring.labels import label_reports
@@ -78,7 +78,7 @@ def test_its_reports_follow_the_volume(model, processor):
         for i, label in enumerate(labels * 2)
     ]
     candidate = label_reports([report(model, processor, phantom.nifti()) for phantom in phantoms])
-    reference = label_reports([report_text(phantom.report) for phantom in phantoms])
+    reference = label_reports([phantom.report.text for phantom in phantoms])
     columns = [FINDING_LABELS.index(label) for label in labels]
     assert f1_table(reference, candidate)["reports"] == 8
     hits = (candidate[:, columns] * reference[:, columns]).sum()

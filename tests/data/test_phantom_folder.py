@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from hf_mu2.data.phantom import make_phantom, report_text, write_phantoms
+from hf_mu2.data.phantom import make_phantom, write_phantoms
 from hf_mu2.data.study import FINDING_LABELS
 
 SPACING = (12.0, 12.0, 12.0)
@@ -24,7 +24,7 @@ def test_load_dataset_opens_a_folder_for_sft(tmp_path):
     np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), phantom.volume)
     assert row["study_id"] == phantom.study_id
     assert [turn["role"] for turn in row["prompt"] + row["completion"]] == ["user", "assistant"]
-    assert row["completion"][0]["content"] == report_text(phantom.report)
+    assert row["completion"][0]["content"] == phantom.report.text
     assert row["labels"] == phantom.labels and list(row["labels"]) == list(FINDING_LABELS)
 
 

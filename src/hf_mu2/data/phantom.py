@@ -220,11 +220,6 @@ def _blur(volume: np.ndarray, axis: int, sigma_voxels: float) -> None:
     moved[1:-1] += side * around
 
 
-def report_text(report: PhantomReport) -> str:
-    """Return the report as the model learns to write it."""
-    return f"Findings: {report.findings}\nImpression: {report.impression}"
-
-
 def spoil(phantom: Phantom, seed: int) -> PhantomReport:
     """Write a wrong report for a study: one finding dropped, added or moved to the other side."""
     rng = stream(seed, "rejected")
@@ -324,7 +319,7 @@ def _write_study(job: tuple) -> dict:
         nib.save(phantom.nifti(array), partial)
         partial.replace(place / name)
     prompt = str(stream(seed, "prompt").choice(PROMPTS))
-    answer = report_text(phantom.report)
+    answer = phantom.report.text
     row: dict[str, Any] = {
         "images_file_names": [name],
         "study_id": phantom.study_id,
@@ -334,7 +329,7 @@ def _write_study(job: tuple) -> dict:
         row["completion"] = [{"role": "assistant", "content": answer}]
     else:
         row["chosen"] = [{"role": "assistant", "content": answer}]
-        row["rejected"] = [{"role": "assistant", "content": report_text(spoil(phantom, seed))}]
+        row["rejected"] = [{"role": "assistant", "content": spoil(phantom, seed).text}]
     row |= {
         "findings": phantom.report.findings,
         "impression": phantom.report.impression,
