@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from hf_mu2.data.phantom import GENERATOR_VERSION, PROMPTS, make_phantom, random_spacing
-from hf_mu2.data.phantom_report import Finding, write_report
+from hf_mu2.data.phantom.report import Finding, write_report
 from hf_mu2.data.study import FINDING_LABELS
 from hf_mu2.hub.assemble import save_checkpoint
 from hf_mu2.hub.chat_template import adapt_chat_template

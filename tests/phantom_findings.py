@@ -2,7 +2,7 @@
 
 import random
 
-from hf_mu2.data.phantom_report import Finding
+from hf_mu2.data.phantom.report import Finding
 from hf_mu2.data.study import FINDING_LABELS
 
 _SIDES = ("left", "right", "bilateral", None)

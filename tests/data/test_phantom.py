@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_mu2.data.phantom import PREVALENCE, draw_labels, make_phantom, spoil
-from hf_mu2.data.phantom_anatomy import Anatomy
+from hf_mu2.data.phantom.anatomy import Anatomy
 from hf_mu2.data.study import FINDING_LABELS
 
 COARSE = (5.0, 4.5, 4.5)  # about what the demo model sees

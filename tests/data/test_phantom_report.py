@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from hf_mu2.data import phantom_sentences as sentences
-from hf_mu2.data.phantom_report import Finding, PhantomReport, write_report
+from hf_mu2.data.phantom import sentences
+from hf_mu2.data.phantom.report import Finding, PhantomReport, write_report
 from hf_mu2.data.study import FINDING_LABELS
 from tests.phantom_findings import draw_findings
 

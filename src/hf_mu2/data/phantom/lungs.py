@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .phantom_anatomy import LOBES, Point, Region, stream
-from .phantom_chest import BIT, EVERYWHERE, Scene, graded, pick_side
-from .phantom_report import Finding
+from .anatomy import LOBES, Point, Region, stream
+from .chest import BIT, EVERYWHERE, Scene, graded, pick_side
+from .report import Finding
 
 Lobe = tuple[str, str]  # side, lobe
 OTHER_SIDE = {"left": "right", "right": "left"}

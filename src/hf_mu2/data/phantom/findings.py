@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import phantom_lungs as lungs
-from .phantom_anatomy import Point, side_sign, stream
-from .phantom_chest import BIT, EVERYWHERE, Scene, graded, pick_side
-from .phantom_report import Finding
-from .study import FINDING_LABELS
+from ..study import FINDING_LABELS
+from . import lungs
+from .anatomy import Point, side_sign, stream
+from .chest import BIT, EVERYWHERE, Scene, graded, pick_side
+from .report import Finding
 
 
 def paint_findings(scene: Scene, labels: list[str]) -> list[Finding]:

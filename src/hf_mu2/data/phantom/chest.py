@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .phantom_anatomy import Anatomy, Canvas, Region, stream
-from .study import FINDING_LABELS
+from ..study import FINDING_LABELS
+from .anatomy import Anatomy, Canvas, Region, stream
 
 BIT = {label: bit for bit, label in enumerate(FINDING_LABELS)}
 EVERYWHERE = (slice(None),) * 3  # the region of the whole grid

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .phantom_sentences import (
+from .sentences import (
     GROUPS,
     IMPORTANCE,
     IMPRESSION_ALSO,

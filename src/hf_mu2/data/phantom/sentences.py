@@ -1,4 +1,4 @@
-"""Sentence skeletons of the phantom report; `phantom_report.py` says how a skeleton is filled.
+"""Sentence skeletons of the phantom report; `report.py` says how a skeleton is filled.
 
 Every sentence was written for this package; none is taken from a report corpus.
 """

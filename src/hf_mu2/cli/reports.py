@@ -1,0 +1,167 @@
+"""Commands that read volumes with a model: report, predict, embed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .shared import (
+    AsJson,
+    BatchSize,
+    MaxNewTokens,
+    Model,
+    Question,
+    SpacingMm,
+    Split,
+    app,
+    complain,
+    print_result,
+    refuse_failed,
+)
+
+
+@app.command()
+def report(
+    volume: Annotated[Path, typer.Argument(help="NIfTI file, DICOM folder or zip, or a folder of these.")],
+    question: Question = None,
+    indication: Annotated[str | None, typer.Option(help="Why the study was done.")] = None,
+    technique: Annotated[str | None, typer.Option(help="How it was acquired.")] = None,
+    prior_report: Annotated[
+        Path | None, typer.Option(help="Text file with an earlier report.", exists=True, dir_okay=False)
+    ] = None,
+    series: Annotated[str | None, typer.Option(help="Which DICOM series, where there are several.")] = None,
+    channel: Annotated[int | None, typer.Option(min=0, help="Which volume of a 4-D file.")] = None,
+    spacing: Annotated[
+        SpacingMm | None,
+        typer.Option(metavar="Z Y X", help="Millimetres per voxel, where the header is blank or wrong."),
+    ] = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="Where the stored axes point, e.g. LPS, where the header is blank.")
+    ] = None,
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write report.txt, montage.png and run.json here.")
+    ] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a volume or folder.
+
+    On stdout; with --out also as files, with a picture and the record of the run.
+    """
+    from hf_mu2.reporting.inference import load_reader
+    from hf_mu2.reporting.report import Request, find_volumes, name_of, report_volume, write_report
+
+    volumes = find_volumes(volume)
+    prior_text = None if prior_report is None else prior_report.read_text(encoding="utf-8").strip()
+    request = Request(
+        question=question,
+        indication=indication,
+        technique=technique,
+        prior_report=prior_text,
+        series=series,
+        channel=channel,
+        spacing=spacing,
+        orientation=orientation,
+        max_new_tokens=max_new_tokens,
+    )
+    reader = load_reader(model)
+    num_refused = 0
+    for path in volumes:
+        try:
+            result = report_volume(path, reader, request)
+        except ValueError as error:
+            if len(volumes) == 1:
+                raise
+            num_refused += 1
+            complain(f"{path.name}: {error}")
+            continue
+        for message in result.warnings:
+            complain(f"Warning: {message}")
+        folder = out if len(volumes) == 1 or out is None else out / name_of(path)
+        files = {} if folder is None else write_report(result, folder)
+        if as_json:
+            places = {"files": {name: str(file) for name, file in files.items()}} if files else {}
+            typer.echo(json.dumps(result.to_dict() | places, ensure_ascii=False))
+            continue
+        heading = f"== {name_of(path)}\n" if len(volumes) > 1 else ""
+        picture = f"\n\nPicture: {files['montage']}" if files else ""
+        typer.echo(f"{result.notice}\n{heading}\n{result.text}{picture}")
+    if num_refused:
+        raise ValueError(
+            f"{num_refused} of {len(volumes)} volumes in `{volume}` were refused; see above for why."
+        )
+
+
+@app.command()
+def predict(
+    dataset: Annotated[Path, typer.Argument(help="Folder that load_dataset opens, or a folder of volumes.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write; a killed run continues where it was.")],
+    model: Model = None,
+    question: Annotated[
+        str | None, typer.Option(help="Ask this of every study.", show_default="the dataset's own prompt")
+    ] = None,
+    split: Split = None,
+    batch_size: BatchSize = 4,
+    max_new_tokens: MaxNewTokens = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Generate a report for every study.
+
+    Greedy, batched and resumable. On several processes: accelerate launch -m hf_mu2.cli predict ...
+    """
+    from hf_mu2.reporting.inference import load_reader, process_state
+    from hf_mu2.reporting.predict import predict as run_predict
+    from hf_mu2.reporting.studies import open_studies
+
+    state = process_state()
+    studies, reader = open_studies(dataset, split), load_reader(model, state.device)
+    result = run_predict(
+        studies,
+        out,
+        reader,
+        question=question,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        show_progress=sys.stderr.isatty(),
+    )
+    if state.is_main_process:
+        for message in reader.caveats:
+            complain(f"Warning: {message}")
+        facts = {"out": str(result.out), "manifest": str(result.manifest), "num_studies": result.num_studies}
+        print_result(facts, f"{result.num_studies} reports: {result.out}", as_json)
+        refuse_failed(result.failed)
+
+
+@app.command()
+def embed(
+    dataset: Annotated[Path, typer.Argument(help="Folder that load_dataset opens, or a folder of volumes.")],
+    out: Annotated[Path, typer.Option(help="Table to write, .npz or .parquet.")],
+    model: Model = None,
+    question: Question = None,
+    split: Split = None,
+    batch_size: BatchSize = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Write one vector per study.
+
+    The mean of its visual tokens under the question.
+    """
+    from hf_mu2.reporting.embed import embed as run_embed
+    from hf_mu2.reporting.inference import load_reader
+    from hf_mu2.reporting.studies import open_studies
+
+    studies = open_studies(dataset, split)
+    failed = run_embed(
+        studies,
+        out,
+        load_reader(model),
+        question=question,
+        batch_size=batch_size,
+        show_progress=sys.stderr.isatty(),
+    )
+    num_studies = len(studies.ids) - len(failed)
+    print_result({"out": str(out), "num_studies": num_studies}, f"{num_studies} embeddings: {out}", as_json)
+    refuse_failed(failed)
