@@ -8,6 +8,13 @@ import typer
 
 from .shared import AsJson, SpacingMm, app, print_result
 
+data_app = typer.Typer(
+    name="data",
+    help="Corpora: look into an archive, write it as a folder, find overlaps.",
+    no_args_is_help=True,
+)
+app.add_typer(data_app)
+
 
 class View(StrEnum):
     """The training views a phantom folder can be written in."""
