@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,13 +20,22 @@ from .volume_checks_mu2 import (
     canonical_hu,
     refuse_shape,
 )
+from .volume_reference_mu2 import VolumeReference, parse_reference, volume_reference
 
 try:  # half the time of zlib, same interface
     from isal import isal_zlib as inflate
 except ImportError:
     import zlib as inflate
 
-__all__ = ["OutOfDomainWarning", "Volume", "VolumeError", "guess_body_region", "load_volume"]
+__all__ = [
+    "OutOfDomainWarning",
+    "Volume",
+    "VolumeError",
+    "guess_body_region",
+    "load_volume",
+    "source_path",
+    "volume_reference",
+]
 
 _GZIP, _ZIP, _LFS = b"\x1f\x8b", b"PK\x03\x04", b"version https://git-lfs"
 _PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
@@ -66,7 +76,8 @@ def load_volume(
     Args:
         source: A NIfTI (`.nii`, `.nii.gz`) as path, bytes, nibabel image or the `{"bytes", "path"}` of
             `datasets.Nifti`; a DICOM folder, file or zip; an array or tensor (depth, height, width) in HU; a PIL image
-            (one slice, 8-bit grey mapped to -1000..1000 HU, for probes); or a [`Volume`], returned as it is.
+            (one slice, 8-bit grey mapped to -1000..1000 HU, for probes); a reference of [`volume_reference`]; or a
+            [`Volume`], returned as it is. Relative paths are relative to the working directory.
         spacing (`Sequence[float]`, *optional*): Millimetres along (depth, height, width) in canonical order. Needed
             for arrays and for files with a blank header; corrects the header otherwise.
         orientation (`str`, *optional*): Where the stored axes (x, y, z) = (width, height, depth) point, e.g. `"LPS"`.
@@ -77,6 +88,8 @@ def load_volume(
         check_hu (`bool`): Refuse values that cannot be HU. Turn off only for values you know.
         max_voxels (`int`): Refuse larger volumes before any memory is taken.
 
+    What a reference says holds where the caller gives no other `spacing`, `orientation`, `series` or `channel`.
+
     Raises:
         VolumeError: if the source cannot be read as one CT volume: nothing there, damaged, 2-D or several volumes, not
             in HU, without spacing, or a DICOM series that is incomplete, mixed or tilted. A `ValueError`.
@@ -84,7 +97,13 @@ def load_volume(
     """
     if isinstance(source, Volume):
         return source
-    stored = _read(source, series, channel, max_voxels)
+    reference = parse_reference(source)
+    if reference is None:
+        stored = _read(source, series, channel, max_voxels)
+    else:
+        stored = _read_reference(reference, series, channel, max_voxels)
+        spacing = reference.spacing if spacing is None else spacing
+        orientation = reference.orientation if orientation is None else orientation
     is_picture = stored.kind == "picture"
     if is_picture and spacing is None:
         spacing = (1.0, 1.0, 1.0)
@@ -165,6 +184,69 @@ def _read(source: Any, series: int | str | None, channel: int | None, max_voxels
         "A volume is a NIfTI path, bytes or nibabel image, a DICOM folder or zip, or an array with `spacing`; got "
         f"{type(source).__name__}. Convert it to one of these."
     )
+
+
+def _read_reference(
+    reference: VolumeReference, series: int | str | None, channel: int | None, max_voxels: int
+) -> Stored:
+    """Read what a reference names, with its rescale and its geometry in place of the header's."""
+    series = reference.series if series is None else series
+    channel = reference.channel if channel is None else channel
+    if reference.member is None:
+        stored = _read(reference.path, series, channel, max_voxels)
+    else:
+        stored = _read_member(reference, channel, max_voxels)
+    if stored.kind != "nifti" and (reference.rescale or reference.orientation):
+        raise VolumeError(
+            f"`rescale` and `orientation` replace what a NIfTI header says, `{reference.name}` is a {stored.kind} "
+            "source, which states its own. Leave them out of the reference."
+        )
+    if reference.rescale is not None:
+        stored.slope, stored.inter = reference.rescale
+        stored.steps.append("rescale given by the reference, the header's left out")
+    if reference.orientation is not None:
+        stored.affine, stored.blank = None, "a header that its reference replaces"
+        stored.steps.append("geometry given by the reference, the header's left out")
+    return stored
+
+
+def _read_member(reference: VolumeReference, channel: int | None, max_voxels: int) -> Stored:
+    """Read a NIfTI out of a tar archive."""
+    path = Path(reference.path)
+    if not path.is_file():
+        raise VolumeError(
+            f"A volume must exist on this machine, nothing is at `{reference.path}`. Check the path."
+        )
+    try:
+        with tarfile.open(path) as archive:
+            # `getmember` reads the headers of the whole archive; most volumes need a part of them.
+            member = next((info for info in archive if info.name == reference.member), None)
+            stream = archive.extractfile(member) if member is not None else None
+            if stream is None:
+                raise VolumeError(
+                    f"An archive must hold the volume it is asked for, `{path.name}` has no file `{reference.name}`. "
+                    "List the names with `tar -tf`; the download may be incomplete."
+                )
+            with _explain_damage(reference.name):
+                is_gzip = stream.read(2) == _GZIP
+                stream.seek(0)
+                return _read_nifti(
+                    _gunzip(stream) if is_gzip else stream, reference.name, channel, max_voxels
+                )
+    except tarfile.TarError as error:
+        raise VolumeError(
+            f"`member` names a file inside a tar archive, `{path.name}` is none or is damaged ({error}). Download it "
+            "again."
+        ) from error
+
+
+def source_path(source: Any) -> str | None:
+    """Return the path that a text, path or `datasets` source names, its reference unpacked; else `None`."""
+    reference = parse_reference(source)
+    if reference is not None:
+        return reference.path
+    source = source.get("path") if isinstance(source, dict) else source
+    return str(source) if isinstance(source, (str, Path)) else None
 
 
 def _is_instance(source: Any, module: str, name: str) -> bool:

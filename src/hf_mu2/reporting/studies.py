@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import BatchFeature
 
-from hf_mu2.model.volume_mu2 import Volume, VolumeError
+from hf_mu2.model.volume_mu2 import Volume, VolumeError, source_path
 from hf_mu2.reporting.inference import Reader, digest
 from hf_mu2.reporting.report import content_id, find_volumes, without_name
 
@@ -140,7 +140,7 @@ def _load_volume(source: Any, reader: Reader) -> Volume:
     try:
         return reader.load_volume(source)
     except (ValueError, OSError) as error:
-        path = source["path"] if isinstance(source, dict) else source
+        path = source_path(source)
         raise VolumeError(without_name(str(error), path) if path else str(error)) from error
 
 

@@ -1,0 +1,1 @@
+../../model/volume_reference_mu2.py
