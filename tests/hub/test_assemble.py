@@ -258,7 +258,7 @@ def test_a_published_vision_tower_is_converted(tmp_path, suffix):
     path = tmp_path / f"pretrained_ViT.{suffix}"
     torch.save(state, path) if suffix == "bin" else save_file(state, path)
     for source in (path, *([tmp_path] if suffix == "bin" else [])):
-        found, converted = load_vision_tower(source)
+        found, converted, _ = load_vision_tower(source)
         assert found["hidden_size"] == 128 and found["num_hidden_layers"] == 1
         for name, value in tower.state_dict().items():
             torch.testing.assert_close(converted[name], value)

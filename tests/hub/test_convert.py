@@ -392,8 +392,8 @@ def test_a_folder_in_use_is_left_alone_and_a_killed_run_is_taken_up(tmp_path):
     (tmp_path / "used" / "note.txt").write_text("mine")
     with pytest.raises(ValueError, match="new or empty folder"):
         convert_checkpoint(source, tmp_path / "used")
-    (tmp_path / ".output.partial").mkdir()
-    (tmp_path / ".output.partial" / "model.safetensors").write_text("half")
+    (tmp_path / ".partial_output").mkdir()
+    (tmp_path / ".partial_output" / "model.safetensors").write_text("half")
     (tmp_path / "output").mkdir()
     output = convert_checkpoint(source, tmp_path / "output", dtype=torch.bfloat16)
     assert AutoModelForImageTextToText.from_pretrained(output).dtype == torch.bfloat16

@@ -6,10 +6,10 @@ Heavy imports live inside the commands, so that `hf-mu2 --help` stays as quick a
 import os
 import sys
 
-from . import checkpoints, data, reports
+from . import checkpoints, data, reports, training
 from .shared import app, complain
 
-__all__ = ["app", "checkpoints", "data", "main", "reports"]
+__all__ = ["app", "checkpoints", "data", "main", "reports", "training"]
 
 
 def main() -> None:

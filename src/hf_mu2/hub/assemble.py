@@ -4,8 +4,8 @@ Reads: a language model (Hub id or folder), optionally a vision tower (M3D-CLIP 
 Writes: a checkpoint folder with model, code, processor, chat template and generation configuration.
 """
 
+import json
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hf_mu2 import embedded_checkpoint
+from hf_mu2.files import check_new_folder, new_folder
 from hf_mu2.model.configuration_mu2 import PRESETS, Mu2Config, Mu2VisionConfig
 from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration
@@ -53,11 +55,13 @@ def assemble(
     """Assemble a starting checkpoint: pretrained language model, pretrained or fresh vision tower, fresh tokenizer.
 
     Args:
-        language_model (`str` or `Path`): Any causal language model of transformers, Hub id or folder.
+        language_model (`str` or `Path`): Any causal language model of transformers, Hub id or folder; a mu2 checkpoint
+            gives its own, with tokenizer and chat template; `"embedded"` is the demo checkpoint of the package.
         output (`str` or `Path`): Folder to write; must not exist or be empty.
         preset (`str`): Sizes of vision tower and tokenizer, see `Mu2Config.from_preset`.
         vision_tower (`str` or `Path`, *optional*): M3D-CLIP weights (file, folder or Hub id) or the folder of a saved
-            `Mu2VisionModel`. Its sizes replace those of the preset. Fresh by default.
+            `Mu2VisionModel`; a mu2 checkpoint or `"embedded"` gives its own, with the image processor it was trained
+            with. Its sizes replace those of the preset. Fresh by default.
         dtype (`torch.dtype`, *optional*): By default that of the language model.
         chat_template (`str`, *optional*): By default the language model's own format, see `adapt_chat_template`.
         seed (`int`): Seed of what is fresh.
@@ -67,20 +71,12 @@ def assemble(
         ValueError: if the parts cannot work together; the message says why.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(
-            f"The output must be a new or empty folder, `{output}` is not. Remove it or choose another."
-        )
+    check_new_folder(output)
     if preset not in PRESETS:
         raise ValueError(f"A preset is one of {', '.join(PRESETS)}, got `{preset}`.")
 
-    folder = Path(language_model)
-    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):  # no form of a Hub id
-        raise ValueError(f"The language model must be a Hub id or an existing folder, `{folder}` is neither.")
-
-    tokenizer = AutoTokenizer.from_pretrained(language_model)
-    lm = AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype or "auto").eval()
-    template = chat_template or adapt_chat_template(tokenizer, IMAGE_TOKEN)
+    tokenizer, lm, own_template = load_language_model(language_model, dtype)
+    template = chat_template or own_template or adapt_chat_template(tokenizer, IMAGE_TOKEN)
     tokenizer = take_slot(tokenizer, IMAGE_TOKEN)
     tokenizer, pad_token_id = _choose_padding(tokenizer, find_question_end(tokenizer, template)[0])
     question_end = find_question_end(tokenizer, template)
@@ -88,7 +84,7 @@ def assemble(
         lm.resize_token_embeddings(len(tokenizer))
 
     lm.config.pad_token_id = pad_token_id
-    tower_fields, tower_state = load_vision_tower(vision_tower)
+    tower_fields, tower_state, image_processor = load_vision_tower(vision_tower)
     fields: dict[str, Any] = {
         "text_config": lm.config,
         "vision_config": {**tower_fields, **overrides.pop("vision_config", {})},
@@ -108,17 +104,15 @@ def assemble(
         pad_token_id=pad_token_id,
     )
     processor = Mu2Processor(
-        image_processor_for(config),
+        image_processor or image_processor_for(config),
         tokenizer,
         num_query_tokens=config.tokenizer_config.num_query_tokens,
         question_end_token_ids=question_end,
         chat_template=template,
     )
 
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_checkpoint(model, processor, partial)
-    partial.rename(output)
+    with new_folder(output) as partial:
+        save_checkpoint(model, processor, partial)
     return output
 
 
@@ -193,20 +187,59 @@ def image_processor_for(config: Mu2Config, **overrides: Any) -> Mu2ImageProcesso
     return Mu2ImageProcessor(**{**fields, **overrides})
 
 
-def load_vision_tower(source: str | Path | None) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
-    """Load a vision tower: fields of its configuration, and its weights. Nothing of both for a fresh one.
+def load_language_model(
+    source: str | Path, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, str | None]:
+    """Load a causal language model with its tokenizer; from a mu2 checkpoint with the chat template too.
 
     Args:
-        source (`str` or `Path`, *optional*): Folder of a saved `Mu2VisionModel`; M3D-CLIP's `pretrained_ViT.bin`, its
-            folder or Hub id.
+        source (`str` or `Path`): Hub id or folder of a causal language model or of a mu2 checkpoint, or `"embedded"`.
+    """
+    folder = _resolve(source)
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > 2):  # no form of a Hub id
+        raise ValueError(f"The language model must be a Hub id or an existing folder, `{folder}` is neither.")
+    if not _is_mu2(folder):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        return (
+            tokenizer,
+            AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype or "auto").eval(),
+            None,
+        )
+    whole = Mu2ForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto")
+    lm = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=whole.dtype)
+    lm.base_model.load_state_dict(whole.model.language_model.state_dict())
+    lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
+    lm.generation_config, lm.name_or_path = whole.generation_config, str(folder)
+    processor = Mu2Processor.from_pretrained(folder)
+    return processor.tokenizer, lm.eval(), processor.chat_template
+
+
+def load_vision_tower(
+    source: str | Path | None,
+) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None, Mu2ImageProcessor | None]:
+    """Load a vision tower: fields of its configuration, its weights, its image processor; nothing for a fresh one.
+
+    Args:
+        source (`str` or `Path`, *optional*): Folder of a saved `Mu2VisionModel` or of a mu2 checkpoint; `"embedded"`;
+            M3D-CLIP's `pretrained_ViT.bin`, its folder or Hub id.
     """
     if source is None:
-        return {}, None
-    path = Path(source)
+        return {}, None, None
+    path = _resolve(source)
     if (path / "config.json").is_file():
-        tower = Mu2VisionModel.from_pretrained(path)
+        if _is_mu2(path):
+            tower = Mu2ForConditionalGeneration.from_pretrained(path).model.vision_tower
+        else:
+            tower = Mu2VisionModel.from_pretrained(path)
+        has_processor = any(
+            (path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
+        )
         fields = tower.config.to_dict()
-        return {name: fields[name] for name in Mu2VisionConfig.__annotations__}, tower.state_dict()
+        return (
+            {name: fields[name] for name in Mu2VisionConfig.__annotations__},
+            tower.state_dict(),
+            Mu2ImageProcessor.from_pretrained(path) if has_processor else None,
+        )
 
     from huggingface_hub import hf_hub_download
 
@@ -218,7 +251,19 @@ def load_vision_tower(source: str | Path | None) -> tuple[dict[str, Any], dict[s
         path = Path(hf_hub_download(str(source), "pretrained_ViT.bin"))
     is_safe = path.suffix == ".safetensors"
     state = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
-    return convert_vision_state(state)
+    return *convert_vision_state(state), None
+
+
+def _resolve(source: str | Path) -> Path:
+    return embedded_checkpoint() if source == "embedded" else Path(source)
+
+
+def _is_mu2(folder: Path) -> bool:
+    path = folder / "config.json"
+    return (
+        path.is_file()
+        and json.loads(path.read_text(encoding="utf-8")).get("model_type") == Mu2Config.model_type
+    )
 
 
 def take_slot(tokenizer: PreTrainedTokenizerBase, token: str) -> PreTrainedTokenizerBase:
@@ -280,4 +325,12 @@ def save_checkpoint(model: Mu2ForConditionalGeneration, processor: Mu2Processor,
     return folder
 
 
-__all__ = ["assemble", "image_processor_for", "join", "load_vision_tower", "save_checkpoint", "take_slot"]
+__all__ = [
+    "assemble",
+    "image_processor_for",
+    "join",
+    "load_language_model",
+    "load_vision_tower",
+    "save_checkpoint",
+    "take_slot",
+]

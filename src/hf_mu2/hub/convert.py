@@ -5,7 +5,6 @@ what was detected under `conversion` in its config.json.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from hf_mu2.files import check_new_folder, new_folder
 from hf_mu2.model.configuration_mu2 import Mu2Config, Mu2VisionConfig
 from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration
 from hf_mu2.model.modeling_mu2_vision import Mu2VisionModel
@@ -113,10 +113,7 @@ def convert_checkpoint(
         ValueError: if a tensor is missing, unexpected or of another shape, or the source is no published checkpoint.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(
-            f"The output must be a new or empty folder, `{output}` is not. Remove it or choose another."
-        )
+    check_new_folder(output)
     state = read_official(source, lora_alpha)
     tokenizer = _load_tokenizer(tokenizer, state.folder)
     converted_config, keys, detected = _detect(state, config, tokenizer, language_model)
@@ -137,15 +134,11 @@ def convert_checkpoint(
     model.tie_weights()
     if is_whole:
         model.generation_config = _generation_config(state.folder, converted_config, tokenizer)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if processor is None:
-        model.save_pretrained(partial)
-    else:
-        save_checkpoint(model, processor, partial)
-    if output.exists():
-        output.rmdir()
-    partial.rename(output)
+    with new_folder(output) as partial:
+        if processor is None:
+            model.save_pretrained(partial)
+        else:
+            save_checkpoint(model, processor, partial)
     return output
 
 

@@ -319,6 +319,8 @@ class Mu2Config(PreTrainedConfig):
         First line of whatever shows this checkpoint's output.
     body_region (`str`, *optional*):
         Region the checkpoint was trained on, e.g. `"chest"`. Volumes of another one draw a warning.
+    frozen_modules (`list[str]`, *optional*):
+        Which of `vision_tower`, `mu2_tokenizer` and `language_model` load frozen: any trainer then leaves them alone.
     """
 
     model_type = "mu2"
@@ -338,6 +340,7 @@ class Mu2Config(PreTrainedConfig):
     initializer_range: float = 0.02
     notice: str = "Research use only. Not a medical device."
     body_region: str | None = None
+    frozen_modules: list[str] | tuple[str, ...] = ()
 
     def __post_init__(self, **kwargs):
         kwargs["auto_map"] = {**_AUTO_MAP, **(kwargs.get("auto_map") or {})}

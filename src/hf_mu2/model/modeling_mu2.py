@@ -49,6 +49,17 @@ class Mu2PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Load as every model does, then freeze `config.frozen_modules`: loading makes all parameters trainable."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in model.config.frozen_modules:
+            model.base_model.get_submodule(name).requires_grad_(False)
+            if name == "language_model" and model.get_output_embeddings() is not None:
+                model.get_output_embeddings().requires_grad_(False)
+        return loaded
+
 
 class Mu2Model(Mu2PreTrainedModel):
     """Vision tower, mu2 tokenizer and language model without its head. The output is as long as `input_ids`."""

@@ -15,9 +15,10 @@ import torch
 from tqdm import tqdm
 from transformers import BatchFeature
 
+from hf_mu2.files import replace_file
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.reporting.environment import describe_command, library_versions
-from hf_mu2.reporting.inference import Reader, write_atomic
+from hf_mu2.reporting.inference import Reader
 from hf_mu2.reporting.studies import LoadedStudy, Studies, read_batches
 
 
@@ -65,7 +66,7 @@ def embed(
     embeddings = np.concatenate(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
     to_bytes = _to_npz if out.suffix == ".npz" else _to_parquet
-    write_atomic(out, to_bytes(ids, embeddings, facts))
+    replace_file(out, to_bytes(ids, embeddings, facts))
     return failed
 
 

@@ -138,13 +138,6 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, ensure_ascii=False).encode(), digest_size=8).hexdigest()
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write under a temporary name and rename, so that a reader never meets half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
-
-
 def to_json(value: dict[str, Any]) -> str:
     """Serialise a record for people: indented, keys in the given order, numpy scalars as numbers."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=lambda scalar: scalar.item()) + "\n"

@@ -14,8 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hf_mu2.files import replace_file
 from hf_mu2.reporting.environment import describe_command, library_versions
-from hf_mu2.reporting.inference import Reader, process_state, to_json, write_atomic
+from hf_mu2.reporting.inference import Reader, process_state, to_json
 from hf_mu2.reporting.studies import Batch, Studies, read_batches
 
 
@@ -107,8 +108,8 @@ def predict(
             "failed": failed,
             "versions": library_versions(),
         }
-        write_atomic(manifest, to_json(record))
-        write_atomic(
+        replace_file(manifest, to_json(record))
+        replace_file(
             out, _to_lines([finished[study_id] for study_id in studies.ids if study_id not in failed])
         )
         for path in _leftovers(out):
@@ -173,4 +174,4 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             f"An unfinished prediction must be resumed with its own settings, got another {different} for `{out}`. "
             f"Repeat the first command to finish it, or delete the files `.{out.name}.*` beside it."
         )
-    write_atomic(path, to_json(settings))
+    replace_file(path, to_json(settings))

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_mu2.files import replace_file
 from hf_mu2.model.volume_mu2 import OutOfDomainWarning, Volume, guess_body_region
 from hf_mu2.reporting.environment import describe_command, library_versions
-from hf_mu2.reporting.inference import Reader, to_json, write_atomic
+from hf_mu2.reporting.inference import Reader, to_json
 from hf_mu2.reporting.montage import draw_montage
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".zip")
@@ -138,11 +139,11 @@ def write_report(report: Report, out: str | Path) -> dict[str, Path]:
     picture = io.BytesIO()
     draw_montage(report.volume, report.notice, report.study_id).save(picture, "PNG", optimize=True)
     files = {"report": out / "report.txt", "montage": out / "montage.png", "run": out / "run.json"}
-    write_atomic(files["report"], f"{report.notice}\n\n{report.text}\n")
-    write_atomic(files["montage"], picture.getvalue())
+    replace_file(files["report"], f"{report.notice}\n\n{report.text}\n")
+    replace_file(files["montage"], picture.getvalue())
     record = report.to_dict()
     record["timings_s"] = record["timings_s"] | {"draw": round(time.perf_counter() - started, 3)}
-    write_atomic(files["run"], to_json(record))
+    replace_file(files["run"], to_json(record))
     return files
 
 

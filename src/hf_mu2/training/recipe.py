@@ -1,0 +1,231 @@
+"""Train what a recipe says: `hf-mu2 train RECIPE.yaml [--field value ...]`.
+
+Reads: a recipe, a starting checkpoint (or the parts to assemble one), a corpus or a folder that `load_dataset` opens.
+Writes: `output_dir` with checkpoints, the trained model or adapter, and `run.json`, the record of the run.
+
+A recipe is a YAML file of the fields of [`RecipeArguments`] and of TRL's `SFTConfig` and `ModelConfig`, parsed by TRL's
+own parser: whatever TRL's command line understands, a recipe does too. Several processes:
+`accelerate launch -m hf_mu2.cli train RECIPE.yaml`, or torchrun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .stages import Stage, complete_lora, describe_parts, freeze, stage_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, ProcessorMixin
+    from trl import ModelConfig, SFTConfig
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+@dataclass
+class RecipeArguments:
+    """What a recipe says beside the fields of TRL's configurations.
+
+    Args:
+        stage (`str`): A row of `hf_mu2.training.stages.STAGES`: what is frozen, what is trained, at which rate.
+        init (`dict`, *optional*): Arguments of `hf_mu2.hub.assemble.assemble` without `output`. The starting checkpoint
+            is then assembled in `<output_dir>/start`; `model_name_or_path` must be left out.
+        corpus (`str`, *optional*): A corpus of `hf_mu2.data.build.CORPORA`, read from `corpus_root`.
+        corpus_root (`str`, *optional*): Folder of the corpus.
+        corpus_options (`dict`, *optional*): Options of its builder.
+        view (`str`): What is made of a study: `"sft"`, `"impression"` or `"vqa"`.
+        view_options (`dict`, *optional*): Options of the view, e.g. `{"target": "findings"}`.
+        dataset_name (`str`, *optional*): Instead of a corpus, a folder or Hub id that `load_dataset` opens and that has
+            the view's columns already, e.g. one of `hf-mu2 phantom`, `data build` or `data prepare`.
+        train_split, eval_split (`str`): Splits to train on and to choose settings by.
+        max_train_studies, max_eval_studies (`int`, *optional*): Use the first so many rows.
+    """
+
+    stage: str = "full"
+    init: dict[str, Any] | None = None
+    corpus: str | None = None
+    corpus_root: str | None = None
+    corpus_options: dict[str, Any] | None = field(default_factory=dict)
+    view: str = "sft"
+    view_options: dict[str, Any] | None = field(default_factory=dict)
+    dataset_name: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+    max_train_studies: int | None = None
+    max_eval_studies: int | None = None
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Find a recipe: a file, or the name of one that ships with the package.
+
+    Raises:
+        ValueError: if there is none; names those that ship.
+    """
+    for path in (Path(name), RECIPES / f"{name}", RECIPES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise ValueError(f"A recipe is a YAML file or one that ships ({shipped}), got `{name}`. Check the name.")
+
+
+def parse_recipe(
+    recipe: str | Path, overrides: Sequence[str] = ()
+) -> tuple[RecipeArguments, SFTConfig, ModelConfig]:
+    """Read a recipe; `overrides` such as `["--learning_rate", "1e-5"]` win over the file.
+
+    Raises:
+        ValueError: for a field that nothing knows, or a value that does not fit its field.
+    """
+    from trl import ModelConfig, SFTConfig, TrlParser
+
+    path = find_recipe(recipe)
+    parser = TrlParser((RecipeArguments, SFTConfig, ModelConfig), prog="hf-mu2 train", exit_on_error=False)
+    arguments, training, model = parser.parse_args_and_config(["--config", str(path), *overrides])
+    if (arguments.corpus is None) == (arguments.dataset_name is None):
+        raise ValueError(
+            f"A recipe names exactly one of `corpus` and `dataset_name`, `{path}` names "
+            f"{'both' if arguments.corpus else 'neither'}. Remove or add one."
+        )
+    if (arguments.init is None) == (model.model_name_or_path is None):
+        raise ValueError(
+            f"A recipe names exactly one of `model_name_or_path` and `init`, `{path}` names "
+            f"{'both' if arguments.init else 'neither'}. Remove or add one, e.g. `--model_name_or_path DIR`."
+        )
+    stage_of(arguments.stage)
+    return arguments, training, model
+
+
+def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Train what a recipe says and return the folder of the result.
+
+    A run that was killed continues from its last whole checkpoint when the same command is given again.
+
+    Raises:
+        ValueError: if the recipe, the data or the checkpoint cannot be trained as asked; the message says why.
+    """
+    from .checkpoints import last_whole_checkpoint
+    from .sft import StageSFTTrainer
+
+    arguments, training, model_arguments = parse_recipe(recipe, overrides)
+    stage = stage_of(arguments.stage)
+    train_dataset, eval_dataset = open_datasets(arguments, training, stage)
+    model, processor = open_model(arguments, training, model_arguments, stage)
+    training.model_init_kwargs = None  # used up by `open_model`; the trainer warns about them otherwise
+    trainer = StageSFTTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        stage=stage,
+    )
+    trainer.accelerator.print(describe_training(model))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
+    trainer.save_model(training.output_dir)
+    trainer.end()
+    return Path(training.output_dir)
+
+
+def open_datasets(
+    arguments: RecipeArguments, training: SFTConfig, stage: Stage
+) -> tuple[Dataset, Dataset | None]:
+    """Open the training rows, and the evaluation rows when the run evaluates."""
+    from datasets import load_dataset
+
+    from hf_mu2.data.build import load_corpus
+    from hf_mu2.data.views import view_dataset
+
+    from .trainer import check_volume_column
+
+    def rows(split: str, limit: int | None) -> Dataset:
+        if arguments.corpus is not None:
+            studies = load_corpus(
+                arguments.corpus, arguments.corpus_root or ".", split, **arguments.corpus_options or {}
+            )
+            if limit is not None:
+                studies = studies.select(range(min(limit, len(studies))))
+            dataset = view_dataset(studies, arguments.view, **arguments.view_options or {})
+        else:
+            dataset = load_dataset(arguments.dataset_name, split=split)
+            if limit is not None:
+                dataset = dataset.select(range(min(limit, len(dataset))))
+        if not len(dataset):
+            raise ValueError(
+                f"Training needs rows, split `{split}` gives none for the view `{arguments.view}`. "
+                "See `hf-mu2 data inspect` for what the corpus holds."
+            )
+        check_volume_column(dataset, stage.uses_volumes)
+        return dataset
+
+    train = rows(arguments.train_split, arguments.max_train_studies)
+    if training.eval_strategy == "no":
+        return train, None
+    return train, rows(arguments.eval_split, arguments.max_eval_studies)
+
+
+def open_model(
+    arguments: RecipeArguments, training: SFTConfig, model_arguments: ModelConfig, stage: Stage
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load the starting checkpoint, freeze it for the stage, and wrap it in an adapter when LoRA is asked for."""
+    import torch
+    from peft import get_peft_model
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+        set_seed,
+    )
+    from trl import get_peft_config, get_quantization_config
+
+    set_seed(training.seed)  # adapters start from random numbers
+    source = model_arguments.model_name_or_path
+    if arguments.init is not None:
+        source = str(_assemble_once(arguments.init, Path(training.output_dir) / "start"))
+    auto_model, auto_processor = (
+        (AutoModelForImageTextToText, AutoProcessor)
+        if stage.uses_volumes
+        else (AutoModelForCausalLM, AutoTokenizer)
+    )
+    options = {
+        "revision": model_arguments.model_revision,
+        "trust_remote_code": training.trust_remote_code,
+    }
+    model = auto_model.from_pretrained(
+        source,
+        dtype=model_arguments.dtype
+        if model_arguments.dtype in ("auto", None)
+        else getattr(torch, model_arguments.dtype),
+        attn_implementation=model_arguments.attn_implementation,
+        quantization_config=get_quantization_config(model_arguments),
+        **options,
+        **training.model_init_kwargs or {},
+    )
+    processor = auto_processor.from_pretrained(source, **options)
+    freeze(model, stage)
+    lora = get_peft_config(model_arguments)
+    if lora is not None:
+        model = get_peft_model(model, complete_lora(lora, model, stage))
+    return model, processor
+
+
+def _assemble_once(init: dict[str, Any], start: Path) -> Path:
+    from accelerate import PartialState
+
+    from hf_mu2.hub.assemble import assemble
+
+    with PartialState().main_process_first():
+        if not start.exists():
+            assemble(output=start, **init)
+    return start
+
+
+def describe_training(model: PreTrainedModel) -> str:
+    """Say in one line per part how much of it is trained."""
+    return "\n".join(
+        f"{part:<16}{total:>14,} parameters, {trained:,} trained"
+        for part, total, trained in describe_parts(model)
+    )

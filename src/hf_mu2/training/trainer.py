@@ -1,0 +1,73 @@
+"""What the stock trainers lack for a stage, and nothing more.
+
+`StageTrainer` is mixed into a trainer of transformers or TRL and adds one thing: a learning rate per part of the model.
+Loss, collator, saving and resuming are the stock trainer's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .stages import Stage, parameter_groups
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+VOLUME_COLUMNS = ("images", "image")
+
+
+class StageTrainer:
+    """Mix into a `Trainer`: its parameter groups follow a stage.
+
+    Args:
+        stage (`Stage`): Gives each part its learning rate; freezing is done before, on the model.
+    """
+
+    def __init__(self, *args: Any, stage: Stage, **kwargs: Any) -> None:
+        self.stage = stage
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Group parameters by part, then let the stock trainer finish."""
+        model = self.model if model is None else model
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(model))
+            groups = parameter_groups(
+                model, self.stage, self.args.learning_rate, self.args.weight_decay, decayed
+            )
+            optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **arguments)
+        return super().create_optimizer(model)
+
+
+def check_volume_column(dataset: Dataset | IterableDataset, uses_volumes: bool | None = None) -> None:
+    """Refuse a dataset whose volumes the trainers would silently ignore.
+
+    TRL looks for a column `images` or `image` in the first row and trains on text alone when there is none.
+
+    Args:
+        uses_volumes (`bool`, *optional*): Whether training wants volumes. When not given, only a column of volumes
+            under another name is refused.
+
+    Raises:
+        ValueError: if the column is missing, has another name, or is there and not wanted.
+    """
+    features = dataset.features or {}
+    columns = list(dataset.column_names or next(iter(dataset)))
+    has_volumes = any(name in columns for name in VOLUME_COLUMNS)
+    misnamed = [
+        name for name, feature in features.items() if "Nifti" in repr(feature) and name not in VOLUME_COLUMNS
+    ]
+    if not has_volumes and (misnamed or uses_volumes):
+        name = misnamed[0] if misnamed else "volume"
+        raise ValueError(
+            f"Volumes are read from a column `images`, got columns {columns}. Rename the column that holds them, e.g. "
+            f'`dataset.rename_column("{name}", "images")`: training would run on text alone otherwise.'
+        )
+    if has_volumes and uses_volumes is False:
+        raise ValueError(
+            f"This stage trains on text alone, got a column of volumes among {columns}. Remove it, or choose a stage "
+            "that uses volumes, e.g. `adapt`."
+        )
