@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 
 class CorpusError(ValueError):
@@ -64,6 +65,20 @@ class Drops:
         """Count a study that is kept although something about it is unusual."""
         self.notes[remark] += 1
         self._remember(remark, study_id)
+
+    def summary(self) -> str:
+        """Say in a line how many were left out and why, the most frequent reason first."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+
+    def to_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return counts and examples, as JSON holds them."""
+
+        def account(counts: Counter[str]) -> dict[str, dict[str, Any]]:
+            return {
+                key: {"count": count, "examples": self.examples[key]} for key, count in counts.most_common()
+            }
+
+        return {"drops": account(self.reasons), "notes": account(self.notes)}
 
     def _remember(self, reason: str, study_id: str, limit: int = 5) -> None:
         examples = self.examples.setdefault(reason, [])

@@ -6,13 +6,14 @@ applies one to a whole dataset. Rows keep `study_id`, `patient_id` and `egress`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from .prompts import IMPRESSION_INSTRUCTION, report_prompt
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 Row = Mapping[str, Any]
 
@@ -75,14 +76,97 @@ def vqa_rows(study: Row) -> list[dict[str, Any]]:
     return rows
 
 
-def view_dataset(dataset: Dataset | IterableDataset, view: str, **options: Any) -> Dataset | IterableDataset:
+def view_dataset(
+    dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict, view: str, **options: Any
+) -> Dataset | IterableDataset | DatasetDict | IterableDatasetDict:
     """Turn a dataset of studies into one of training rows.
+
+    `images` keeps its type: what was opened lazily stays lazy, and no volume is touched here. A study becomes its rows
+    where it stands, so nobody changes splits.
 
     Args:
         view (`str`): `"sft"`, `"impression"` or `"vqa"`. Preference rows need rejected reports: see `preference_rows`.
         options: Options of the view, e.g. `target="findings"`.
+
+    Raises:
+        ValueError: for an unknown view or option, for a dataset that is not one of studies, or if no row is left.
     """
-    raise NotImplementedError
+    from datasets import Dataset, IterableDataset, List, Nifti
+
+    make_rows = view_function(view, **options)
+    if isinstance(dataset, dict):
+        return type(dataset)({split: view_dataset(part, view, **options) for split, part in dataset.items()})
+    columns = dataset.features or {}
+    if "images" not in columns or "egress" not in columns:
+        raise ValueError(
+            f"A view starts from studies, got a dataset with the columns {list(columns)}. Open one with `load_corpus`."
+        )
+    features = view_features(view, columns["images"])
+    # Paths, not nibabel objects: opening thousands of headers only to write their names again takes minutes.
+    entries = columns["images"].feature
+    stored = List(Nifti(decode=False)) if isinstance(entries, Nifti) else columns["images"]
+    arguments = {
+        "batched": True,
+        "batch_size": 64,
+        "remove_columns": list(columns),
+        "fn_kwargs": {"make_rows": make_rows, "names": list(features), "options": options},
+    }
+    studies = dataset.cast_column("images", stored)
+    if isinstance(dataset, IterableDataset):
+        return studies.map(_view_batch, **arguments).cast(features)
+    assert isinstance(studies, Dataset)
+    rows = studies.map(_view_batch, features=features, desc=f"view {view}", **arguments)
+    if not len(rows):
+        raise ValueError(
+            f"The view `{view}` needs studies that have what it asks for, none of {len(dataset)} has. "
+            "`hf-mu2 data inspect` counts texts, questions and volumes."
+        )
+    return rows
+
+
+def view_function(view: str, **options: Any) -> Callable[..., list[dict[str, Any]]]:
+    """Return the function behind a view's name, refusing options it does not have."""
+    if view not in _VIEWS:
+        raise ValueError(f"A view is one of {', '.join(_VIEWS)}, got `{view}`. Pass one of them.")
+    known = list(signature(_VIEWS[view]).parameters)[1:]
+    if set(options) - set(known):
+        raise ValueError(
+            f"Options of the view `{view}` are {known or 'none'}, got {sorted(set(options) - set(known))}. "
+            "Check the spelling."
+        )
+    return _VIEWS[view]
+
+
+def view_features(view: str, images: Any) -> Features:
+    """Return the columns of a view, with `images` of the given type where it has volumes."""
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    messages = List({"role": text, "content": text})
+    columns = {
+        "study_id": text,
+        "patient_id": text,
+        "egress": Value("bool"),
+        "prompt": messages,
+        "completion": messages,
+    }
+    if view != "impression":
+        columns["images"] = images
+    if view == "vqa":
+        columns |= {"options": List(text), "kind": text}
+    return Features(columns)
+
+
+def _view_batch(
+    batch: Mapping[str, list[Any]],
+    *,
+    make_rows: Callable[..., list[dict[str, Any]]],
+    names: list[str],
+    options: Mapping[str, Any],
+) -> dict[str, list[Any]]:
+    studies = [dict(zip(batch, values)) for values in zip(*batch.values())]
+    rows = [row for study in studies for row in make_rows(study, **options)]
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def _row(study: Row, question: str, **columns: Any) -> dict[str, Any]:
@@ -92,3 +176,10 @@ def _row(study: Row, question: str, **columns: Any) -> dict[str, Any]:
 
 def _says(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
+
+
+_VIEWS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    "sft": sft_rows,
+    "impression": impression_rows,
+    "vqa": vqa_rows,
+}
