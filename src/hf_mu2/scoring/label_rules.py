@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Patterns = tuple[str, ...]
+from .statements import Patterns
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Rule:
         require (`tuple[str, ...]`): One of these must occur in the clause of the mention, if any are given.
         forbid (`tuple[str, ...]`): None of these may occur in the clause of the mention.
         forbid_in_item (`tuple[str, ...]`): None of these may occur between the commas or "and"s around the mention.
+        forbid_in_sentence (`tuple[str, ...]`): None of these may occur in the sentence of the mention.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Rule:
     require: Patterns = ()
     forbid: Patterns = ()
     forbid_in_item: Patterns = ()
+    forbid_in_sentence: Patterns = ()
 
 
 # What may stand between "pleural" or "pericardial" and "effusion".
@@ -57,34 +59,30 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "Medical material",
         mention=(
-            r"\bcatheters?\b",
-            r"\btubes?\b",
-            r"\bcannula\w*",
-            r"\bpace ?makers?\b",
+            r"\b(?:perm)?cath(?:eter)?s?\b",
+            r"\b(?:nasogastric|orogastric|endotracheal|tracheostomy|thora\w+|chest|drain\w*|feeding|gastrostomy|ng|et) (?:tube|probe)s?\b",
+            r"\b(?:tubes?|cannula\w*|drains?(?! (?:in)?to\b)|pigtail|picc|hickman|ecmo|iabp|shunts? (?:tube|cath\w*))\b",
+            r"\b(?:pace ?-?makers?|defibrillators?|icd|electrodes?|stimulators?|pac(?:ing|er) (?:leads?|wires?)|occluders?)\b",
             r"\bstent\w*",
-            r"\bprosthe\w+",
-            r"\bvalve replace\w+",
-            r"\bport (?:chamber|is|was)\b",
-            r"\b(?:chemo|chest) ?port\b",
+            r"\bpro(?:s|ts?)the\w+",
+            r"\bvalve (?:replace\w+|prosthe\w+|repair)",
+            r"\b(?:mechanical|metal\w*|prosthetic|artificial|biological) (?:aortic |mitral |heart )?valves?\b",
+            r"\b(?:tavi|tavr|annuloplasty)\b",
+            r"\bport\b(?! (?:site|of entry))",
             r"\bport-?a-?cath\w*",
-            r"\bsutures?\b",
-            r"\b(?:metal\w*|surgical|sternal|sternotomy|cerclage) (?:wires?|clips?|material\w*|densit\w+|artifact\w*|stapl\w+)",
-            r"\bclips?\b",
+            r"\bsutur\w+",
+            r"\b(?:metal\w*|surgical|sternal|sternotomy|cerclage|operati\w+|post-?op\w*) (?:wires?|clips?|materials?|implants?|"
+            r"densit\w+|artifact\w*|stapl\w+|plates?|object\w*|foreign)",
+            r"\b(?:clips?|staples?|cerclage)\b",
             r"\bsternotomy\b",
             r"\bmedical (?:material|device|hardware)s?\b",
             r"\b(?:indwelling|implanted|implantable|cardiac|support|foreign) (?:devices?|bod(?:y|ies))\b",
-            r"\bhardware\b",
-            r"\bin (?:situ|place)\b",
-            r"\bscrews?\b",
+            r"\b(?:hardware|screws?|instrumentation)\b",
             r"\bfixat(?:or|ion)\w*",
-            r"\belectrodes?\b",
-            r"\bdefibrillator\w*",
             r"\bpeg\b",
-            r"\b(?:breast|silicone|dental|cochlear) implants?\b",
-            r"\bfilter\b",
-            r"\bcoils?\b",
-            r"\bintubat\w+",
-            r"\btracheostomy\b",
+            r"\b(?:breast|silicone|dental|cochlear|metal\w*) implants?\b",
+            r"\b(?:tissue expanders?|gastric band|(?:ivc|vena cava|caval) filter|embolization coils?|coils?)\b",
+            r"\b(?:intubat\w+|tracheostomy)\b",
         ),
         forbid=(r"calcified tube",),
     ),
@@ -95,7 +93,7 @@ RULES: tuple[Rule, ...] = (
             r"aort|arcus|\barch\b|carotid|subclav|iliac|brachioceph",
             r"(?<!coronary )(?<!coronary - )\bvascular|\bvessel",
             r"(?<!coronary )(?<!descending )(?<!circumflex )(?<!coronary, )\barter(?:y|ies|ial)\b(?<!coronary artery)",
-            rf"^(?!.*(?:{_CORONARY})).*(?:ath?ero|wall calcif)",
+            rf"^(?!.*(?:{_CORONARY})).*wall calcif",
         ),
         forbid_in_item=(_NO_VESSEL_WALL,),
     ),
@@ -104,27 +102,31 @@ RULES: tuple[Rule, ...] = (
         mention=(
             r"\bcardiomegal\w*",
             r"\b(?:heart|cardiac|cardiothoracic|cardio-thoracic|ctr|cti)\b(?! (?:valve|cavit|pacemaker))"
-            r"(?:(?!pericard|normal|natural)[^.;?]){0,50}?\b(?:enlarg\w+|increas\w+|larger|large)\b",
-            r"\b(?:enlarg\w+|increas\w+) (?:in |of )?(?:the )?(?:heart|cardi\w+)",
+            r"(?:(?!pericard|normal|natural|aort|pulmon|effus|calcif)[^.;?]){0,50}?\b(?:enlarg\w+|increas\w+|larger|"
+            r"large(?! (?:ves|vas|art))|bigger)\b",
+            r"\b(?:heart|cardiac) (?:size|dimension|diameter)s?\b[^.;?]{0,20}\babove (?:the )?normal",
+            r"\bcardiac dilat\w+",
+            r"\b(?:enlarg\w+|increas\w+) (?:(?:in|of|the|sizes?|dimensions?) ){0,6}(?:heart|cardi(?!acor)\w+)",
         ),
     ),
     Rule(
         "Pericardial effusion",
         mention=(
             rf"\bpericardi\w+{_LINK}(?:effusion|fluid)\w*",
-            r"\b(?:effusion|fluid)\w*(?:(?!pleur)[^.;?]){0,100}?\bpericardi(?!ac recess|al recess)\w+",
+            r"\b(?:effusion|fluid)\w*(?:(?!pleur)[^.;?]){0,140}?\bpericardi(?!ac recess|al recess)\w+",
             r"\bpericardium[^.;?]{0,30}\bfluid",
+            r"\b(?:hemo|hydro|pneumohydro|pyo)pericardi\w+",
         ),
     ),
     Rule("Coronary artery wall calcification", mention=_PLAQUE, require=(_CORONARY,)),
     Rule(
         "Hiatal hernia",
         mention=(
-            r"\bhiat(?:al|us) herni\w*",
+            r"\b(?:hia?i?t\w{0,4}|hait\w+|para-?esophageal)[ -](?:\w+ )?herni\w*",
             r"\besophageal herni\w*",
             r"\bherni\w+[^.;]{0,60}\bhiatus",
             r"\bhiatus[^.;]{0,60}\bherni\w+",
-            r"\bherniated stomach",
+            r"\bherniated stomach|\b(?:gastric|stomach) herni\w+|\bintra-?thoracic stomach",
             r"\bs[il]+ding (?:\w+ ){0,3}herni\w*",
             r"\bdiaphragmatic hernia\w*(?=[^.;]*\besophag)",
         ),
@@ -132,12 +134,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "Lymphadenopathy",
         mention=(
-            r"\blymph(?:atic)?[ -]?nod\w+(?! stations?)",
-            r"\blymphadeno\w+",
-            r"\badenopath\w+",
+            r"\b(?:ly[mn]ph?|lenf)(?:atic)?[ -]?(?:nod|gland)\w+(?! stations?)",
+            r"\b(?:ly[mn]ph?|lenf)?[ -]?aden(?:o|e)(?:path|megal)\w+",
             r"\blaps?\b",
-            r"\blymph adenopath\w+",
-            r"\blymphadenomegal\w*",
+            r"\b(?:paratracheal|subcarinal|precarinal|hilar|mediastinal|axillary|prevascular|supraclavicular) nodes?\b",
+            r"\bnodal (?:conglomerat|enlarge|metasta|mass)\w*",
         ),
         forbid_in_item=(
             r"intrapulmonary|intraparenchymal|subpleural|fissur|intramam|subcutan|spleen hilum|is suboptimal",
@@ -145,56 +146,82 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "Emphysema",
-        mention=(r"\b\w*emphy?[sz]e\w+", r"\bbull(?:a|ae|as|ous)\b", r"\bblebs?\b"),
+        mention=(
+            r"\b\w*(?:[ea]mphy?i?[sz]e|enfi[sz]e)\w+",
+            r"\bbull(?:as?|ae|ous)\b",
+            r"\bblebs?\b",
+        ),
         forbid_in_item=(r"subcutan|skin|axilla|pectoral|soft tissue|fatty planes|muscle",),
     ),
     Rule(
         "Atelectasis",
         mention=(
             r"(?<!fibro )(?<!fibro-)(?<!fibrotic )\bat[el]{1,4}[a-z]*t(?:a|i)\w+",
-            r"\bcollaps\w+",
+            r"(?<!fibro )(?<!fibro-)(?<!fibrotic )\bat[ht]?[aeil]{1,4}[a-z]{0,3}ta[sctz]\w+",
+            r"\bcollaps\w+(?=[^.;]*\b(?:lungs?|lobes?|segments?|parenchyma)\b)",
+            r"\b(?:lungs?|lobes?|segments?)\b[^.;,]{0,40}\bcollaps\w+",
         ),
         forbid_in_item=(r"vertebra|fractur|\bvena\b|\bvein|trachea|esophag",),
     ),
     Rule(
         "Lung nodule",
         mention=(
-            r"(?<!lymph )(?<!lymph-)\b(?:micro|macro)?nodules?\b",
-            r"\bnodular lesions?\b",
+            r"(?<!lymph )(?<!lymph-)\b(?:micro|macro)?-?nodules?\b",
+            r"\bnodular (?:lesion|structure)s?\b",
         ),
         forbid_in_item=(
             r"thyroid|liver|hepatic|adrenal|breast|kidney|renal|spleen|pancrea|skin|subcutan|mesenter|oment|periton|"
-            r"schmorl|hypodense|axilla|adipose|fatty|(?<!sub)pleural nodul|in the pleura",
+            r"schmorl|hypodense|axilla|adipose|fatty|(?<!sub)pleural nodul|in the pleura|parotid|muscle|chest wall|"
+            r"abdominal wall|peritone|prostat|gallbladder",
+        ),
+        forbid_in_sentence=(
+            r"^(?!.*(?:lung|pulmon|parenchym|pleur|segment|fissur|(?:upper|middle|lower|left|right) lobe of|upper lobe|"
+            r"lower lobe|middle lobe|lingul|thora)).*(?:thyroid|kidney|spleen|splenic|liver|hepat|adrenal|breast|colon)",
         ),
     ),
     Rule(
         "Lung opacity",
         mention=(
             r"\bground[ -]?glass\w*(?! (?:\w+ ){0,2}nodul)",
-            r"\bfrosted[ -]?glass\w*(?! nodul)",
+            r"\b(?:frosted|ice|icy|matt?e?)[ -]?glass\w*(?! nodul)",
             r"(?<!acinar )(?<!nodular )\bopaci\w+",
             r"\bggos?\b",
             # Written as densities, yet annotated as opacities.
             r"\bdep[ae]nd[ae]nt(?:[ -]like)? (?:\w+ )?(?:densit\w+|increases? in density)",
-            r"\blinear (?:(?!pleuro|sequel|fibro)\w+ ){0,3}densit\w+",
-            r"\bdensit(?:y|ies)(?: increases?)? (?:consistent|compatible) with (?:\w+ ){0,3}atelec\w+",
-            r"\b(?:alveolar|subpleural) densit\w+",
-            r"\bnodular density increases?\b",
+            r"\blinear (?:(?!pleuro|sequel|fibro|atelect)\w+ ){0,3}densit\w+",
+        ),
+        forbid_in_item=(r"trache|mosaic|fat\b|fatty|adipose|kidney|colon|subcutan|breast",),
+    ),
+    # A density of the lung is annotated as an opacity unless it is called a sequela, an atelectasis or something else.
+    Rule(
+        "Lung opacity",
+        mention=(
+            r"\bdensity (?:\w+ )?(?:increas|increment)\w*",
+            r"\bincreas\w+ (?:in |of )?(?:\w+ ){0,2}densit\w+",
+            r"\b(?:alveolar|acinar|nodular|parenchymal|subpleural|nonspecific|patchy|hazy|irregular|peripheral) densit\w+",
+        ),
+        require=(r"\blungs?\b|\blob(?:e|ar)|segment|lingul|parenchym|subpleur|\bbas(?:al|es?)\b|apic|apex",),
+        forbid=(
+            r"sequel|fibrotic|pleur\w*-? ?paren|\bband|\bbud|tree|consolid|atelec|emphys|mosaic|soft tissue|\bfat|"
+            r"adipose|subcutan|mediast|thym|trache|lumen|mucus|calcif|metal|contrast|liver|hepat|spleen|kidney|renal|"
+            r"pancrea|adrenal|gallbl|breast|bone|vertebr|vascul|peribronch|interstit|decreas|lesion|mass\b|thyroid|air densit",
         ),
     ),
     Rule(
         "Pulmonary fibrotic sequela",
         mention=(
             r"\bsequel\w*\b(?! (?:\w+ ){0,2}(?:calcif|lymph|nodul|treat|fractur|rib))",
-            r"\b\w*fibro(?!ade|us|mu|mya|sarc|mat|glan|cal|lip|cys)\w+(?! nodul)",
+            r"\b\w*fibro(?!ade|us|mu|mya|sarc|mat|glan|cal|lip|cys|ids?\b|sis)\w+(?! nodul)",
+            r"(?<!pulmonary )(?<!parenchymal )(?<!interstitial )(?<!cystic )\bfibros[ie]s\b",
             r"\bfibro-?\s?atele\w+",
             r"\b(?:sub|pleuro?|pleura)?(?:pleural|parenchymal)? ?\bbands\b",
             r"\b(?:parenchymal|pleuroparenchymal|subpleural) band",
             r"\bscar(?:s|red|ring)?\b",
             r"\bpleuroparenchymal recess\w+",
+            r"\b(?:increas\w+ in )?pleur(?:[oa]?-?|al )paren?chymal (?:densit|increas)\w+",
         ),
         forbid_in_item=(
-            r"kidney|renal|fractur|\bbones?\b|\bribs?\b|vertebra|breast|liver|hepatic|spleen|splenic|postoperative sequel|"
+            r"kidney|renal|fractur|humer|clavic|scapul|sternum|femur|\bbones?\b|\bribs?\b|vertebra|breast|liver|hepatic|spleen|splenic|postoperative sequel|"
             r"lymph node",
         ),
     ),
@@ -203,15 +230,17 @@ RULES: tuple[Rule, ...] = (
         mention=(
             rf"\bpleur\w+{_LINK}(?:effusion|fluid)\w*",
             r"\b(?:effusion|fluid)\w*(?:(?!pericard)[^.;?]){0,70}?\b(?:pleur\w+|hemithora\w+)",
-            r"\bhydro(?:pneumo)?thora\w+",
+            r"\b(?:hydro|h[ae]{1,2}mo|chylo|pyo)-?(?:pneumo)?thora\w+",
+            r"\bempyema\w*",
             r"\bhydropn\w+",
             r"(?<!pericardial )(?<!pericardial minimal )(?<!thickening-)\beffusions?\b",
         ),
         forbid=(
-            r"^(?!.*(?:pleur|thora|lung)).*(?:pericard|joint|kidney|renal|nephri|abdom|pelvi|periton|hepat|spleen|splen)",
+            r"^(?!.*(?:pleur|thora|lung)).*(?:pericard|joint|kidney|renal|nephri|abdom|pelvi|periton|hepat|spleen|"
+            r"splen|cholec|bursa|knee|shoulder|subdural|mastoid|scrot)",
         ),
     ),
-    Rule("Mosaic attenuation pattern", mention=(r"\bmosaic\w*",)),
+    Rule("Mosaic attenuation pattern", mention=(r"\bmo[sz]ai[ck]\w*",)),
     Rule(
         "Peribronchial thickening",
         mention=(
@@ -223,7 +252,7 @@ RULES: tuple[Rule, ...] = (
         ),
         forbid_in_item=(r"lymph",),
     ),
-    Rule("Consolidation", mention=(r"\bconsolidat\w*",)),
+    Rule("Consolidation", mention=(r"(?<!glass )(?<!glass-)\bcons[oa]l[ia]d\w*",)),
     Rule(
         "Bronchiectasis",
         mention=(
@@ -242,64 +271,9 @@ RULES: tuple[Rule, ...] = (
         mention=(
             r"\b(?:inter|intra)?sept(?:al|a|um|ae)\b[^.;?]{0,40}?\b(?:thick\w+|clarif\w+)",
             r"\b(?:thick\w+|prominence)\b[^.;?]{0,50}?\bsept(?:a|al|um|ae)\b",
-            r"\binter-?lobular thick\w+",
+            r"\binter-?lobular (?:\w+ )?thick\w+",
+            r"\bkerley\b",
         ),
         forbid=(r"interatrial|nasal|interventric",),
     ),
-)
-
-# A negation does not reach across these.
-CLAUSE_BREAK: Patterns = (
-    r"\b(?:but|however|although|though|whereas|except|apart from|other than|aside from)\b",
-    r";",
-    r",\s*(?:and\s+)?(?=(?:there|it|a|an|mild|mildly|moderate|severe|minimal|small|large|trace|multiple|few|several|"
-    r"stable|slight|millimetric|nonspecific|unchanged|status|fusiform|dilat\w+|aneurysm\w+|ectasia|ather\w+|calcif\w+)\b)",
-)
-# Nor across these, if what is before them is a whole statement and what follows has a verb.
-CLAUSE_JOIN: Patterns = (r",", r"\band\b")
-STATEMENT: Patterns = (
-    r"\b(?:is|are|was|were|been)(?: not)?(?: \w+)? (?:detected|observed|seen|present|noted|identified|found|natural|"
-    r"normal|open|patent|available)\b",
-)
-VERB: Patterns = (r"\b(?:is|are|was|were|has|have|had)\b",)
-
-NEGATION_BEFORE: Patterns = (
-    r"\b(?:no|without|neither|nor|free of|absence of|absent|negative for|devoid of|resolution of|resolved|rather than|"
-    r"loss of (?=consol))\b",
-    r"\bnot (?:show\w*|contain\w*|have|demonstrat\w+|reveal\w*|any|evident|suggest\w*|see|seen|accompan\w+)\b",
-)
-# A "no" that does not deny what follows it.
-PSEUDO_NEGATION: Patterns = (
-    r"\bno (?:(?:significant|obvious|interval|appreciable|relevant|remarkable|marked|pathological|other|clear) )*"
-    r"(?:(?:change|difference|decrease|regression|progression|growth)s?|increase in (?:the )?(?:size|number|dimension)\w*)\b",
-    r"\bnot only\b",
-    r"\bno (?:longer|doubt)\b",
-)
-# Between a negation and a mention, these end its reach.
-SCOPE_END: Patterns = (
-    r"\b(?:which|that|causing|due to|secondary to|because|despite|since|compared|accompan\w+)\b",
-    r":",
-)
-NEGATION_AFTER: Patterns = (
-    r"\b(?:not|never|no longer) (?:\w+ ){0,2}?(?:detected|observed|seen|present|identified|noted|found|visuali[sz]ed|evident|"
-    r"appreciated|encountered|demonstrated|distinguished|available|enlarged|selected|dilated|thickened|increased)\b"
-    r"(?! in (?:the |his |her )?(?:previous|prior|old|earlier))",
-    r"\babsent\b",
-    r"\b(?:is|are|was|were) (?:negative|excluded|ruled out|resolved|removed)\b",
-    r"\bbeen removed\b",
-    r"\b(?:has|have) (?:\w+ )?(?:resolved|disappeared|regressed completely|completely regressed|cleared)\b",
-    r"\b(?:completely|totally) (?:regressed|resolved|disappeared)\b",
-    r"\bdisappear\w*",
-    r"\b(?:full|complete) (?:regression|resolution)\b",
-    r"\bno (?:\w+ ){0,2}(?:was|were|is|are) (?:detected|observed|seen)\b",
-    r"\b(?:is|are|was|were) (?:within )?normal\b",
-)
-HEDGE_BEFORE: Patterns = (
-    r"\b(?:possibl[ey]|probabl[ey]|suspected|suspicious|questionable|equivocal|may|might|could|cannot|can not|to exclude|"
-    r"to rule out|in terms of|concern for|differential)\b",
-)
-HEDGE_AFTER: Patterns = (
-    r"^[^.;,()]{0,12}\?",
-    r"\b(?:cannot|can not|could not|not) be (?:excluded|ruled out)",
-    r"\b(?:is|are) (?:suspected|possible|questionable)\b",
 )

@@ -7,19 +7,18 @@ and on the phantom's reports; other styles and languages are not validated. The 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import numpy as np
 
-from . import label_rules as rules
+from .label_rules import RULES
+from .statements import Status, any_of, clauses, even_text, item, sentences, status_of
 
-VERSION = "rules-1"
-LABELS: tuple[str, ...] = tuple(rule.label for rule in rules.RULES)
-
-Status = Literal["positive", "negative", "uncertain"]
+VERSION = "rules-2"
+LABELS: tuple[str, ...] = tuple(dict.fromkeys(rule.label for rule in RULES))
 
 
 @dataclass(frozen=True)
@@ -41,29 +40,12 @@ class Evidence:
 
 def find_labels(report: str) -> list[Evidence]:
     """Find every mention of the 18 labels in a report, in reading order."""
-    compiled = _compiled()
-    lower = report.lower()
-    text = lower if len(lower) == len(report) else "".join(character.lower()[0] for character in report)
+    text = even_text(report)
     found = []
-    for start, end in _sentences(text):
-        sentence = text[start:end]
-        clauses: list[tuple[int, int]] = []
-        for rule in compiled.rules:
-            for mention in rule.mention.finditer(sentence):
-                clauses = clauses or _clauses(sentence)
-                first, last = next(clause for clause in clauses if mention.start() < clause[1])
-                clause = sentence[first : max(last, mention.end())]
-                if rule.require and not rule.require.search(clause):
-                    continue
-                if rule.forbid and rule.forbid.search(clause):
-                    continue
-                if rule.forbid_in_item and rule.forbid_in_item.search(
-                    sentence, *_item(sentence, *mention.span())
-                ):
-                    continue
-                status = _status(clause, mention.start() - first, mention.end() - first)
-                span = (start + mention.start(), start + mention.end())
-                found.append(Evidence(rule.label, status, span, report[slice(*span)]))
+    for start, end in sentences(text.clean):
+        for mention in _mentions(text.clean[start:end]):
+            span = text.span(start + mention.start, start + mention.end)
+            found.append(Evidence(mention.label, mention.status, span, report[slice(*span)]))
     return sorted(found, key=lambda evidence: evidence.span)
 
 
@@ -92,7 +74,7 @@ def label_report(
 def label_reports(
     reports: Iterable[str], *, uncertain: Literal["positive", "negative"] = "positive"
 ) -> np.ndarray:
-    """Label many reports.
+    """Label many reports; a sentence that many of them share is read once.
 
     Returns:
         `np.ndarray` of shape `(reports, 18)`, int8, columns in the order of `LABELS`.
@@ -102,8 +84,50 @@ def label_reports(
             f'`uncertain` must be "positive" or "negative" for an array of labels, got {uncertain!r}. '
             "Use `label_report` for labels that may be unknown."
         )
-    rows = [list(label_report(report, uncertain=uncertain).values()) for report in reports]
+    affirmed = {"positive"} if uncertain == "negative" else {"positive", "uncertain"}
+    read: dict[str, tuple[_Mention, ...]] = {}
+    columns = {label: column for column, label in enumerate(LABELS)}
+    rows = []
+    for report in reports:
+        row = [0] * len(LABELS)
+        text = even_text(report).clean
+        for start, end in sentences(text):
+            sentence = text[start:end].strip()
+            if sentence not in read:
+                read[sentence] = _mentions(sentence)
+            for mention in read[sentence]:
+                row[columns[mention.label]] |= mention.status in affirmed
+        rows.append(row)
     return np.asarray(rows, dtype=np.int8).reshape(len(rows), len(LABELS))
+
+
+@dataclass(frozen=True)
+class _Mention:
+    label: str
+    status: Status
+    start: int
+    end: int
+
+
+def _mentions(sentence: str) -> tuple[_Mention, ...]:
+    """Read one sentence of an even text."""
+    found = []
+    parts: list[tuple[int, int]] = []
+    for rule in _compiled():
+        for match in rule.mention.finditer(sentence):
+            start, end = match.span()
+            parts = parts or clauses(sentence)
+            first, last = next(part for part in parts if start < part[1])
+            clause = sentence[first : max(last, end)]
+            if (
+                (rule.require and not rule.require.search(clause))
+                or (rule.forbid and rule.forbid.search(clause))
+                or (rule.forbid_in_item and rule.forbid_in_item.search(sentence, *item(sentence, start, end)))
+                or (rule.forbid_in_sentence and rule.forbid_in_sentence.search(sentence))
+            ):
+                continue
+            found.append(_Mention(rule.label, status_of(clause, start - first, end - first), start, end))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -113,101 +137,20 @@ class _CompiledRule:
     require: re.Pattern[str] | None
     forbid: re.Pattern[str] | None
     forbid_in_item: re.Pattern[str] | None
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    rules: tuple[_CompiledRule, ...]
-    clause_break: re.Pattern[str]
-    clause_join: re.Pattern[str]
-    statement: re.Pattern[str]
-    verb: re.Pattern[str]
-    negation_before: re.Pattern[str]
-    pseudo_negation: re.Pattern[str]
-    scope_end: re.Pattern[str]
-    negation_after: re.Pattern[str]
-    hedge_before: re.Pattern[str]
-    hedge_after: re.Pattern[str]
-    sentence_end: re.Pattern[str]
+    forbid_in_sentence: re.Pattern[str] | None
 
 
 @cache
-def _compiled() -> _Compiled:
+def _compiled() -> tuple[_CompiledRule, ...]:
     """Compile the rule table on first use, so that importing this module stays cheap."""
-    return _Compiled(
-        rules=tuple(
-            _CompiledRule(
-                rule.label,
-                _any(rule.mention),
-                _any(rule.require) if rule.require else None,
-                _any(rule.forbid) if rule.forbid else None,
-                _any(rule.forbid_in_item) if rule.forbid_in_item else None,
-            )
-            for rule in rules.RULES
-        ),
-        clause_break=_any(rules.CLAUSE_BREAK),
-        clause_join=_any(rules.CLAUSE_JOIN),
-        statement=_any(rules.STATEMENT),
-        verb=_any(rules.VERB),
-        negation_before=_any(rules.NEGATION_BEFORE),
-        pseudo_negation=_any(rules.PSEUDO_NEGATION),
-        scope_end=_any(rules.SCOPE_END),
-        negation_after=_any(rules.NEGATION_AFTER),
-        hedge_before=_any(rules.HEDGE_BEFORE),
-        hedge_after=_any(rules.HEDGE_AFTER),
-        # A full stop ends a sentence unless it stands in a number; "?" only outside brackets, as in "(cyst?)".
-        sentence_end=re.compile(r"(?<!\d)\.|\.(?!\d)|[!\n\"“”•·;]|\?(?=\s+[^)\s]|\s*$)"),
+    return tuple(
+        _CompiledRule(
+            rule.label,
+            any_of(rule.mention),
+            *(
+                any_of(patterns) if patterns else None
+                for patterns in (rule.require, rule.forbid, rule.forbid_in_item, rule.forbid_in_sentence)
+            ),
+        )
+        for rule in RULES
     )
-
-
-def _any(patterns: rules.Patterns) -> re.Pattern[str]:
-    return re.compile("|".join(patterns))
-
-
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    start = 0
-    for mark in _compiled().sentence_end.finditer(text):
-        if mark.end() > start + 1:
-            yield start, mark.end()
-        start = mark.end()
-    if start < len(text):
-        yield start, len(text)
-
-
-def _clauses(sentence: str) -> list[tuple[int, int]]:
-    """Split a sentence where a negation can no longer reach."""
-    compiled = _compiled()
-    breaks = {match.start() for match in compiled.clause_break.finditer(sentence)}
-    joins = {match.start() for match in compiled.clause_join.finditer(sentence)}
-    clauses = []
-    start = 0
-    for mark in sorted(breaks | joins):
-        if mark > start and (
-            mark in breaks
-            or (compiled.statement.search(sentence, start, mark) and compiled.verb.search(sentence, mark))
-        ):
-            clauses.append((start, mark))
-            start = mark
-    return [*clauses, (start, len(sentence))]
-
-
-def _item(sentence: str, start: int, end: int) -> tuple[int, int]:
-    """Return the item of an enumeration that holds a mention."""
-    bounds = [match.span() for match in _compiled().clause_join.finditer(sentence)]
-    first = max((bound[1] for bound in bounds if bound[1] <= start), default=0)
-    return first, min((bound[0] for bound in bounds if bound[0] >= end), default=len(sentence))
-
-
-def _status(clause: str, start: int, end: int) -> Status:
-    """Say whether the mention `clause[start:end]` is affirmed, denied or hedged."""
-    compiled = _compiled()
-    before, after = clause[:start], clause[end:]
-    denials = compiled.pseudo_negation.sub(lambda match: " " * len(match[0]), before)
-    negations = list(compiled.negation_before.finditer(denials))
-    if negations and not compiled.scope_end.search(before, negations[-1].end()):
-        return "negative"
-    if compiled.negation_after.search(clause, start):
-        return "negative"
-    if compiled.hedge_before.search(before) or compiled.hedge_after.search(after):
-        return "uncertain"
-    return "positive"
