@@ -63,8 +63,6 @@ def canonical_hu(
         _refuse_unless_hu(array, low, high, stored.name)
     if clamp and low < AIR_HU:
         array = _raise_padding(array, low, stored)
-    if spacing is not None and orientation is not None and _is_identity(stored.affine):
-        stored.affine = None  # CT-RATE v1: a header left as its writer's default says less than the caller
     affine = stored.affine if stored.affine is not None else _assumed_affine(stored, spacing, orientation)
     array, affine, codes = _canonical(array, affine, stored)
     if stored.affine is not None and spacing is not None:
@@ -158,10 +156,6 @@ def _assumed_affine(
         affine[:3, axis] = 0
         affine[world, axis] = sign * spacing[2 - world]
     return affine
-
-
-def _is_identity(affine: np.ndarray | None) -> bool:
-    return affine is not None and np.array_equal(affine, np.eye(4))
 
 
 def _to_hu(stored: Stored) -> tuple[np.ndarray, float, float]:
