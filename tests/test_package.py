@@ -22,7 +22,7 @@ LAYERS = {
     "reporting": {"model", "data"},
     "explain": {"model", "data"},
     "preference": {"model", "data", "scoring"},
-    "training": {"model", "data", "scoring"},
+    "training": {"model", "data", "scoring", "hub.assemble"},
     "hub": {"model", "data", "scoring"},
 }
 MORE_FOR_ONE_FILE = {"data/prepare.py": {"model.image_processing_mu2"}}

@@ -106,6 +106,11 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     Raises:
         ValueError: if the recipe, the data or the checkpoint cannot be trained as asked; the message says why.
     """
+    if _stage_name(find_recipe(recipe), overrides) == "tower":
+        from .tower import train_tower
+
+        return train_tower(recipe, overrides)
+
     from .checkpoints import last_whole_checkpoint
     from .sft import StageSFTTrainer
 
@@ -133,30 +138,14 @@ def open_datasets(
     arguments: RecipeArguments, training: SFTConfig, stage: Stage
 ) -> tuple[Dataset, Dataset | None]:
     """Open the training rows, and the evaluation rows when the run evaluates."""
-    from datasets import load_dataset
-
-    from hf_mu2.data.build import load_corpus
     from hf_mu2.data.views import view_dataset
 
     from .trainer import check_volume_column
 
     def rows(split: str, limit: int | None) -> Dataset:
+        dataset = open_studies(arguments, split, limit)
         if arguments.corpus is not None:
-            studies = load_corpus(
-                arguments.corpus, arguments.corpus_root or ".", split, **arguments.corpus_options or {}
-            )
-            if limit is not None:
-                studies = studies.select(range(min(limit, len(studies))))
-            dataset = view_dataset(studies, arguments.view, **arguments.view_options or {})
-        else:
-            dataset = load_dataset(arguments.dataset_name, split=split)
-            if limit is not None:
-                dataset = dataset.select(range(min(limit, len(dataset))))
-        if not len(dataset):
-            raise ValueError(
-                f"Training needs rows, split `{split}` gives none for the view `{arguments.view}`. "
-                "See `hf-mu2 data inspect` for what the corpus holds."
-            )
+            dataset = view_dataset(dataset, arguments.view, **arguments.view_options or {})
         check_volume_column(dataset, stage.uses_volumes)
         return dataset
 
@@ -164,6 +153,20 @@ def open_datasets(
     if training.eval_strategy == "no":
         return train, None
     return train, rows(arguments.eval_split, arguments.max_eval_studies)
+
+
+def open_studies(arguments: RecipeArguments, split: str, limit: int | None = None) -> Dataset:
+    """Open a split of the recipe's corpus or folder, the first `limit` rows of it."""
+    from datasets import load_dataset
+
+    from hf_mu2.data.build import load_corpus
+
+    if arguments.corpus is not None:
+        options = arguments.corpus_options or {}
+        dataset = load_corpus(arguments.corpus, arguments.corpus_root or ".", split, **options)
+    else:
+        dataset = load_dataset(arguments.dataset_name, split=split)
+    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
 def open_model(
@@ -210,6 +213,15 @@ def open_model(
     if lora is not None:
         model = get_peft_model(model, complete_lora(lora, model, stage))
     return model, processor
+
+
+def _stage_name(path: Path, overrides: Sequence[str]) -> str:
+    """Read the stage alone: pre-training a tower has other fields than the rest."""
+    import yaml
+
+    if "--stage" in overrides:
+        return overrides[list(overrides).index("--stage") + 1]
+    return yaml.safe_load(path.read_text(encoding="utf-8")).get("stage", RecipeArguments.stage)
 
 
 def _assemble_once(init: dict[str, Any], start: Path) -> Path:
