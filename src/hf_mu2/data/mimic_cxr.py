@@ -7,8 +7,6 @@ Johnson et al., Scientific Data 2019, doi 10.1038/s41597-019-0322-0. PhysioNet C
 the reports and what is derived from them stay with those who have signed, so no text may go to an API.
 """
 
-import csv
-import gzip
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from .corpus import CorpusError, CorpusInfo, Drops, inside, required, share_of
 from .csv_index import CsvIndex
 from .sections import split_sections
 from .study import TEXTS, make_study
+from .tables import read_rows
 
 INFO = CorpusInfo(
     name="mimic_cxr",
@@ -122,35 +121,17 @@ def _cut(patient: str, validation_share: float, test_share: float) -> str:
 def _read_places(path: Path, drops: Drops) -> dict[str, _Place]:
     """Read who is in which split; the table has a row per picture, so a study comes several times."""
     places: dict[str, _Place] = {}
-    opened = (
-        gzip.open(path, "rt", encoding="utf-8", newline="")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8", newline="")
-    )
-    try:
-        with opened as stream:
-            rows = csv.DictReader(stream)
-            missing = {"study_id", "subject_id", "split"} - set(rows.fieldnames or ())
-            if missing:
-                raise CorpusError(
-                    f"`{path.name}` must have the columns study_id, subject_id and split; {sorted(missing)} are missing, "
-                    f"there are {rows.fieldnames}. Download the file again."
-                )
-            for row in rows:
-                study = row["study_id"]
-                if row["split"] not in _SPLIT_OF:
-                    drops.drop("with a split that is none of train, validate and test", f"s{study}")
-                    continue
-                place = _Place(row["subject_id"], _SPLIT_OF[row["split"]])
-                if places.setdefault(study, place) != place:
-                    raise CorpusError(
-                        f"A study is in one split and of one patient, `s{study}` is in several in `{path.name}`. "
-                        "Download the file again."
-                    )
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
-        raise CorpusError(
-            f"A table must be csv in UTF-8, `{path.name}` is not ({type(error).__name__}). Download it again."
-        ) from error
+    for row in read_rows(path, ("study_id", "subject_id", "split")):
+        study = row["study_id"]
+        if row["split"] not in _SPLIT_OF:
+            drops.drop("picture with a split that is none of train, validate and test", f"s{study}")
+            continue
+        place = _Place(row["subject_id"], _SPLIT_OF[row["split"]])
+        if places.setdefault(study, place) != place:
+            raise CorpusError(
+                f"A study is in one split and of one patient, `s{study}` is in several in `{path.name}`. "
+                "Download the file again."
+            )
     return places
 
 

@@ -1,0 +1,107 @@
+"""Read a table row by row: csv, tsv, JSON lines or Parquet, packed with gzip or not."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from .corpus import CorpusError
+
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+
+
+def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table as dictionaries, holding one (of Parquet: one batch) in memory.
+
+    Cells of csv and tsv are text, those of JSON lines and Parquet what they are there.
+
+    Args:
+        columns (`Sequence[str]`): Columns that must be there.
+
+    Raises:
+        CorpusError: if the file is none of `ENDINGS`, damaged, empty, not UTF-8, or lacks a column.
+    """
+    name = path.name.lower()
+    if not name.endswith(ENDINGS):
+        raise CorpusError(f"A table ends in one of {', '.join(ENDINGS)}, got `{path.name}`. Convert it.")
+    try:
+        if name.endswith(".parquet"):
+            rows = _read_parquet(path)
+        else:
+            rows = _read_text(path, name)
+        number = 0
+        for number, row in enumerate(rows, 1):
+            missing = [column for column in columns if column not in row]
+            if missing:
+                raise CorpusError(
+                    f"`{path.name}` must have the columns {', '.join(columns)}; row {number} has no {missing}, there are "
+                    f"{list(row)[:40]}. Rename the columns, or download the file again."
+                )
+            yield row
+    except (
+        UnicodeDecodeError,
+        EOFError,
+        gzip.BadGzipFile,
+        zlib.error,
+        csv.Error,
+        json.JSONDecodeError,
+    ) as error:
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"damaged ({error})"
+        raise CorpusError(
+            f"A table must be complete and in UTF-8, `{path.name}` is {what} after row {number}. Download it again, or "
+            "convert it to UTF-8."
+        ) from error
+    if number == 0:
+        raise CorpusError(f"A table must have rows, `{path.name}` has none. Download it again.")
+
+
+def _read_text(path: Path, name: str) -> Iterator[dict[str, Any]]:
+    with _open(path) as stream:
+        if ".jsonl" in name:
+            for number, line in enumerate(filter(str.strip, stream), 1):
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise CorpusError(
+                        f"A line of JSON lines is an object, line {number} of `{path.name}` is a {type(row).__name__}. "
+                        'Write {"column": value, ...} per row.'
+                    )
+                yield row
+            return
+        reader = csv.reader(stream, delimiter="\t" if ".tsv" in name else ",", strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            twice = sorted({column for column in header if header.count(column) > 1})
+            raise CorpusError(
+                f"A column comes once, {twice} come again in `{path.name}`. Rename or remove them."
+            )
+        for cells in filter(None, reader):
+            if len(cells) != len(header):
+                raise CorpusError(
+                    f"A row has one cell per column, line {reader.line_num} of `{path.name}` has {len(cells)} for "
+                    f"{len(header)} columns. Quote cells that hold a comma or a line break."
+                )
+            yield dict(zip(header, cells))
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError(f'Reading `{path.name}` needs pyarrow: pip install "hf_mu2[train]".') from error
+
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise CorpusError(f"`{path.name}` cannot be read as Parquet ({error}). Write it again.") from error
