@@ -14,6 +14,7 @@ import numpy as np
 
 Point = Sequence[float] | np.ndarray  # x, y, z in mm
 Region = tuple[slice, ...]  # z, y, x index of a box of the grid
+EVERYWHERE: Region = (slice(None),) * 3  # the region of the whole grid
 
 FIELD_EXTENT_MM = np.array(
     [[-240.0, 240.0], [-200.0, 200.0], [-220.0, 200.0]]

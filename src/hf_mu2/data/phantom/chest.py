@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..study import FINDING_LABELS
-from .anatomy import Anatomy, Canvas, Region, stream
+from .anatomy import EVERYWHERE, Anatomy, Canvas, Region, stream
+from .draw import Draw
 
 BIT = {label: bit for bit, label in enumerate(FINDING_LABELS)}
-EVERYWHERE = (slice(None),) * 3  # the region of the whole grid
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Scene:
     lobe: np.ndarray  # lobe number, uint8
     airways: dict[int, list[np.ndarray]]
     scale: float = 1.0  # easy phantoms have larger findings
+    draw: Draw = Draw()  # how the finding being painted departs from what its seed draws
 
     def fill_lung(self, region: Region, share: np.ndarray, hu: float, bit: int) -> None:
         """Replace a share of each voxel's lung part, so that no dark line stays along the wall."""
@@ -34,16 +35,6 @@ class Scene:
         )
         view[...] = np.where((view > hu) | (lung > 0.9), view + share * (hu - view), filled)
         self.canvas.mark(region, share > 0.5, bit)
-
-
-def graded(value: float, moderate: float, severe: float) -> str:
-    """Name the severity of a size."""
-    return "severe" if value >= severe else "moderate" if value >= moderate else "mild"
-
-
-def pick_side(rng: np.random.Generator) -> str:
-    """Draw a side of the patient."""
-    return "right" if rng.random() < 0.5 else "left"
 
 
 def render_chest(anatomy: Anatomy, canvas: Canvas) -> Scene:
@@ -72,7 +63,7 @@ def render_chest(anatomy: Anatomy, canvas: Canvas) -> Scene:
 
 
 def _soft_tissue(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
-    _table(a, c)
+    paint_table(a.field_of_view()[0], a.table_curve, a.table_hu, c)
     body = a.body(c.z, c.y, c.x)
     c.paint(EVERYWHERE, c.occupancy(body), 10)
     if a.breast:
@@ -126,11 +117,11 @@ def _soft_tissue(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
         c.ball((rng.choice([-15, 15]), 2, a.apex + 6), rng.uniform(6, 12), rng.uniform(20, 140))
 
 
-def _table(a: Anatomy, c: Canvas) -> None:
-    low, _ = a.field_of_view()
+def paint_table(low: np.ndarray, curve: float, hu: float, c: Canvas) -> None:
+    """Paint the table under the patient: a curved shell and the foam in it; `low` is the corner of the field of view."""
     top = low[1] + 20
-    height = c.y - top - np.float32(a.table_curve) * c.x**2 + np.float32(12)
-    c.paint(EVERYWHERE, c.occupancy(2.0 - np.abs(height)), a.table_hu + 200)
+    height = c.y - top - np.float32(curve) * c.x**2 + np.float32(12)
+    c.paint(EVERYWHERE, c.occupancy(2.0 - np.abs(height)), hu + 200)
     c.paint(EVERYWHERE, c.occupancy(np.minimum(-height, height + 16)), -920)
 
 

@@ -1,27 +1,20 @@
 """Paint the findings of PhantomCT outside the lungs, and all findings of a study in the right order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ..study import FINDING_LABELS
 from . import lungs
-from .anatomy import Point, side_sign, stream
-from .chest import BIT, EVERYWHERE, Scene, graded, pick_side
+from .anatomy import EVERYWHERE, Point, side_sign
+from .chest import BIT, Scene
+from .draw import Draw, graded, paint_in_turn
 from .report import Finding
 
 
-def paint_findings(scene: Scene, labels: list[str]) -> list[Finding]:
-    """Paint the findings of the labels; each has its own random stream, so one does not move another."""
-    seed = scene.anatomy.seed
-    sites = lungs.lesion_sites(seed)
-    findings = []
-    for label, painter in PAINTERS.items():
-        if label in labels:
-            rng = stream(seed, label)
-            found = painter(scene, rng, sites[label]) if label in sites else painter(scene, rng)
-            findings.extend(found)
-    return sorted(findings, key=lambda finding: FINDING_LABELS.index(finding.label))
+def paint_findings(scene: Scene, labels: Sequence[str], draws: Mapping[str, Draw]) -> list[Finding]:
+    """Paint the findings of the labels in a chest."""
+    return paint_in_turn(scene, PAINTERS, labels, draws, FINDING_LABELS)
 
 
 def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Finding]:
@@ -32,7 +25,7 @@ def _cardiomegaly(scene: Scene, rng: np.random.Generator) -> list[Finding]:
 
 def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
-    thickness = rng.uniform(9, 22) * scene.scale
+    thickness = rng.uniform(9, 22) * scene.scale * scene.draw.shrink
     heart = a.heart_depth(c.z, c.y, c.x)
     dependent = np.clip((a.heart[1] - c.y) / 60, -0.35, 0.5)  # fluid gathers behind and below
     rim = np.minimum(heart + thickness * (0.85 + dependent), -heart)
@@ -46,8 +39,8 @@ def _pericardial_effusion(scene: Scene, rng: np.random.Generator) -> list[Findin
 
 def _pleural_effusion(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
-    sides = ["right", "left"] if rng.random() < 0.35 else [pick_side(rng)]
-    thickness = {side: float(rng.uniform(18, 55)) * scene.scale for side in sides}
+    sides = ["right", "left"] if rng.random() < 0.35 else [scene.draw.side(rng)]
+    thickness = {side: float(rng.uniform(18, 55)) * scene.scale * scene.draw.shrink for side in sides}
     top = {side: rng.uniform(-30, 35) for side in sides}
     for side in sides:
         # Thickness from the posterior wall: full at the base, thinning upwards; the meniscus climbs the lateral wall.
@@ -71,7 +64,7 @@ def _pleural_effusion(scene: Scene, rng: np.random.Generator) -> list[Finding]:
 
 def _hiatal_hernia(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
-    radius = rng.uniform(23, 37) * scene.scale
+    radius = rng.uniform(23, 37) * scene.scale * scene.draw.shrink
     kind = "sliding" if rng.random() < 0.75 else "paraesophageal"
     center = np.array(
         [-10 + rng.uniform(-6, 8), a.spine_y + 20 + radius * 0.85, a.dome["left"] + radius * 0.7]
@@ -94,7 +87,7 @@ def _hiatal_hernia(scene: Scene, rng: np.random.Generator) -> list[Finding]:
 def _lymph_nodes(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     region = str(rng.choice(["mediastinal", "hilar", "axillary"], p=[0.5, 0.25, 0.25]))
-    side = None if region == "mediastinal" else pick_side(rng)
+    side = None if region == "mediastinal" else scene.draw.side(rng)
     sign = 1.0 if side == "right" else -1.0
     stations: list[Point]
     if side is None:
@@ -108,7 +101,7 @@ def _lymph_nodes(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     count = int(rng.integers(1, len(stations) + 1))
     largest = 0.0
     for index in rng.permutation(len(stations))[:count]:
-        short = rng.uniform(16 if region == "hilar" else 13, 25) * scene.scale
+        short = rng.uniform(16 if region == "hilar" else 13, 25) * scene.scale * scene.draw.shrink
         largest = max(largest, short)
         c.ball(
             stations[index],

@@ -15,7 +15,8 @@ from hf_mu2.files import replace_text, replacing
 
 from ..study import FINDING_LABELS
 from .anatomy import stream
-from .generate import GENERATOR_VERSION, PROMPTS, make_phantom, spoil
+from .generate import GENERATOR_VERSION, make_phantom, spoil
+from .regions import PROMPTS
 
 
 def write_phantoms(

@@ -1,61 +1,44 @@
-"""PhantomCT: synthetic chest CT in HU with known findings, the mask of each, and the report that follows from them.
+"""PhantomCT: synthetic CT in HU with known findings, the mask of each, and the report that follows from them.
 
 Licence: CC0-1.0, no patient data is involved. Research use, not a medical device.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..study import FINDING_LABELS
+from .abdomen import AbdomenAnatomy, render_abdomen
+from .abdomen_findings import paint_abdomen_findings
 from .anatomy import Anatomy, Canvas, stream
 from .chest import render_chest
+from .draw import Draw
 from .findings import paint_findings
+from .regions import BODY_REGIONS, NORMAL_SHARE, BodyRegion, body_region
 from .report import Finding, PhantomReport, write_report
+from .wording import write_steady_report
 
 if TYPE_CHECKING:
     import nibabel as nib
 
 GENERATOR_VERSION = 1  # raised whenever the same seed gives another volume or report
-PREVALENCE = dict(
-    zip(
-        FINDING_LABELS,
-        # Flatter than in life, so that every label can be learned and measured.
-        (
-            0.22,
-            0.28,
-            0.23,
-            0.19,
-            0.25,
-            0.20,
-            0.24,
-            0.22,
-            0.27,
-            0.34,
-            0.29,
-            0.26,
-            0.24,
-            0.20,
-            0.22,
-            0.24,
-            0.22,
-            0.22,
-        ),
-        strict=True,
-    )
-)
-NORMAL_SHARE = 0.08
-PROMPTS = (
-    "Write the findings and impression of this chest CT.",
-    "Report this chest CT: findings and impression.",
-    "Describe the findings of this chest CT and give an impression.",
-    "Please write a radiology report for this chest CT with findings and impression.",
-    "What does this chest CT show? Give findings and impression.",
-    "Generate the report of this CT of the chest, findings first, then the impression.",
-    "Read this chest CT and state your findings and impression.",
-)
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard the findings are to see: their size, the noise, and whether the scanner adds artefacts."""
+
+    scale: float
+    noise: float
+    has_artefacts: bool
+
+
+DIFFICULTIES = {
+    "easy": Difficulty(1.25, 0.5, False),
+    "standard": Difficulty(1.0, 1.0, True),
+    "hard": Difficulty(0.75, 1.6, True),
+}
 
 
 @dataclass
@@ -66,8 +49,11 @@ class Phantom:
         volume (`np.ndarray` of shape `(depth, height, width)`, int16): HU in canonical RAS order.
         affine (`np.ndarray` of shape `(4, 4)`): Maps voxel (x, y, z) to RAS mm.
         spacing (`tuple`): mm per voxel along (z, y, x).
-        masks (`np.ndarray`, uint32, shape of the volume): Bit i is set where label i of `FINDING_LABELS` was drawn.
+        masks (`np.ndarray`, uint32, shape of the volume): Bit i is set where label i of `label_table` was drawn.
         orientation (`str`): Axis codes of the stored NIfTI file; the arrays here are canonical whatever it says.
+        seed (`int`): The patient: studies of the same seed and region show the same one.
+        region (`str`): `"chest"` or `"abdomen"`.
+        settings (`dict`): Difficulty and text shortcut, for the record.
     """
 
     study_id: str
@@ -78,16 +64,46 @@ class Phantom:
     masks: np.ndarray
     report: PhantomReport
     orientation: str = "RAS"
+    seed: int = 0
+    region: str = "chest"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label_table(self) -> tuple[str, ...]:
+        """Return the labels of the region, in the order of the bits of `masks`."""
+        return BODY_REGIONS[self.region].labels
 
     @property
     def labels(self) -> dict[str, int]:
         """Return 1 for every label present, 0 for the others."""
         present = {finding.label for finding in self.findings}
-        return {label: int(label in present) for label in FINDING_LABELS}
+        return {label: int(label in present) for label in self.label_table}
 
     def mask(self, label: str) -> np.ndarray:
         """Return where a label was drawn."""
-        return (self.masks >> np.uint32(FINDING_LABELS.index(label))) & 1 == 1
+        return (self.masks >> np.uint32(self.label_table.index(label))) & 1 == 1
+
+    def truth(self) -> dict[str, Any]:
+        """Return what is known of the study, as JSON can hold it: the patient, and of each finding what was drawn.
+
+        A finding has the fields of [`Finding`], the `mask_bit` of its label, and of that mask the number of voxels,
+        the volume in ml and the centre in RAS mm.
+        """
+        findings = []
+        for finding in self.findings:
+            inside = np.argwhere(self.mask(finding.label))
+            center = self.affine[:3, :3] @ inside.mean(0)[::-1] + self.affine[:3, 3]
+            findings.append(
+                asdict(finding)
+                | {
+                    "mask_bit": self.label_table.index(finding.label),
+                    "num_voxels": len(inside),
+                    "volume_ml": round(len(inside) * float(np.prod(self.spacing)) / 1000, 3),
+                    "center_mm": [round(float(mm), 1) for mm in center],
+                }
+            )
+        facts = {"seed": self.seed, "region": self.region, "generator_version": GENERATOR_VERSION}
+        return facts | self.settings | {"spacing_mm": list(self.spacing), "findings": findings}
 
     def nifti(self, array: np.ndarray | None = None) -> "nib.Nifti1Image":
         """Return the volume (or another array on its grid) as a NIfTI image stored in `orientation`."""
@@ -102,13 +118,14 @@ class Phantom:
         return image
 
 
-def draw_labels(seed: int) -> list[str]:
+def draw_labels(seed: int, region: str = "chest") -> list[str]:
     """Draw which findings a study has: each on its own at its prevalence, none in the normal share."""
     rng = stream(seed, "labels")
     if rng.random() < NORMAL_SHARE:
         return []
-    chance = rng.random(len(FINDING_LABELS))
-    return [label for label, draw in zip(FINDING_LABELS, chance, strict=True) if draw < PREVALENCE[label]]
+    prevalence = body_region(region).prevalence
+    chance = rng.random(len(prevalence))
+    return [label for label, draw in zip(prevalence, chance, strict=True) if draw < prevalence[label]]
 
 
 def make_phantom(
@@ -118,6 +135,9 @@ def make_phantom(
     orientation: str = "RAS",
     difficulty: str = "standard",
     labels: Sequence[str] | None = None,
+    region: str = "chest",
+    text_shortcut: float | None = None,
+    draws: Mapping[str, Draw] | None = None,
 ) -> Phantom:
     """Make the study of a seed.
 
@@ -125,13 +145,20 @@ def make_phantom(
         seed (`int`): Fixes patient, findings, report and noise. The patient is the same at every spacing.
         spacing (`Sequence[float]`, *optional*): mm per voxel along (z, y, x); drawn from the seed when not given.
         orientation (`str`): Axis codes under which the volume is stored, e.g. `"LPS"`; arrays stay canonical.
-        difficulty (`str`): `"standard"`, or `"easy"`: larger findings, a quiet background, no artefacts.
+        difficulty (`str`): `"standard"`; `"easy"`: larger findings, a quiet background, no artefacts; `"hard"`: smaller
+            findings and the noise of a low dose.
         labels (`Sequence[str]`, *optional*): Exactly these findings instead of drawn ones; anatomy, noise and the other
             findings keep their place, so two studies can be one finding apart.
+        region (`str`): `"chest"` (labels: `FINDING_LABELS`) or `"abdomen"` (abdomen and pelvis; `ABDOMEN_LABELS`).
+        text_shortcut (`float`, *optional*): From 0, a report that says nothing but its findings in varied words, to 1,
+            long fixed normal sentences for every organ in which a finding is a short clause: how far the loss can
+            fall without looking. Reports vary both kinds of sentence when not given.
+        draws (`Mapping[str, Draw]`, *optional*): Departures of single findings from what the seed draws.
     """
-    if difficulty not in ("standard", "easy"):
+    body = body_region(region)
+    if difficulty not in DIFFICULTIES:
         raise ValueError(
-            f'`difficulty` must be "standard" or "easy", got "{difficulty}". Pass one of the two.'
+            f'`difficulty` must be "easy", "standard" or "hard", got "{difficulty}". Pass one of the three.'
         )
     if sorted(orientation.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
         raise ValueError(
@@ -144,32 +171,63 @@ def make_phantom(
         )
     if seed < 0:
         raise ValueError(f"`seed` must not be negative, got {seed}. Pass 0 or more.")
-    labels = draw_labels(seed) if labels is None else list(labels)
-    unknown = sorted(set(labels) - set(FINDING_LABELS))
+    if text_shortcut is not None and not 0 <= text_shortcut <= 1:
+        raise ValueError(
+            f"`text_shortcut` must lie in 0 to 1, got {text_shortcut}. Leave it out for varied text."
+        )
+    labels = draw_labels(seed, region) if labels is None else list(labels)
+    unknown = sorted(set(labels) - set(body.labels))
     if unknown:
         raise ValueError(
-            f"`labels` must come from the 18 finding labels, got {unknown}. See `FINDING_LABELS`."
+            f"`labels` must come from the {len(body.labels)} finding labels of the {region}, got {unknown}. "
+            f"Use some of: {', '.join(body.labels)}."
         )
-    easy = difficulty == "easy"
-    ratio = float(stream(seed, "Cardiomegaly").uniform(0.56, 0.65)) if "Cardiomegaly" in labels else None
-    anatomy = Anatomy(seed, enlarged_heart=ratio)
-    canvas = Canvas(*anatomy.field_of_view(), spacing)
-    scene = render_chest(anatomy, canvas)
-    scene.scale = 1.25 if easy else 1.0
-    findings = paint_findings(scene, labels)
-    _acquire(seed, canvas, easy)
-    volume = np.clip(np.rint(canvas.hu), -1024, 3071).astype(np.int16)
-    report = write_report(findings, seed)
+    level = DIFFICULTIES[difficulty]
+    paint = _paint_chest if body.name == "chest" else _paint_abdomen
+    canvas, findings = paint(seed, spacing, level.scale, labels, draws or {})
+    _acquire(seed, canvas, level)
     return Phantom(
-        f"phantom_{seed:06d}",
-        volume,
+        f"{body.prefix}_{seed:06d}",
+        np.clip(np.rint(canvas.hu), -1024, 3071).astype(np.int16),
         canvas.affine,
         spacing,
         tuple(findings),
         canvas.masks,
-        report,
+        _report(body, findings, seed, text_shortcut),
         orientation,
+        seed,
+        region,
+        {"difficulty": difficulty, "text_shortcut": text_shortcut},
     )
+
+
+def _paint_chest(
+    seed: int, spacing: Sequence[float], scale: float, labels: Sequence[str], draws: Mapping[str, Draw]
+) -> tuple[Canvas, list[Finding]]:
+    ratio = float(stream(seed, "Cardiomegaly").uniform(0.56, 0.65)) if "Cardiomegaly" in labels else None
+    anatomy = Anatomy(seed, enlarged_heart=ratio)
+    canvas = Canvas(*anatomy.field_of_view(), spacing)
+    scene = render_chest(anatomy, canvas)
+    scene.scale = scale
+    return canvas, paint_findings(scene, labels, draws)
+
+
+def _paint_abdomen(
+    seed: int, spacing: Sequence[float], scale: float, labels: Sequence[str], draws: Mapping[str, Draw]
+) -> tuple[Canvas, list[Finding]]:
+    anatomy = AbdomenAnatomy(seed)
+    canvas = Canvas(*anatomy.field_of_view(), spacing)
+    scene = render_abdomen(anatomy, canvas)
+    scene.scale = scale
+    return canvas, paint_abdomen_findings(scene, labels, draws)
+
+
+def _report(
+    body: BodyRegion, findings: Sequence[Finding], seed: int, text_shortcut: float | None
+) -> PhantomReport:
+    if body.name == "chest" and text_shortcut is None:
+        return write_report(findings, seed)
+    return write_steady_report(findings, seed, body.vocabulary, text_shortcut)
 
 
 def random_spacing(seed: int) -> tuple[float, float, float]:
@@ -179,7 +237,7 @@ def random_spacing(seed: int) -> tuple[float, float, float]:
     return float(rng.choice([2.0, 2.5, 3.0, 4.0, 5.0, 6.0])), in_plane, in_plane
 
 
-def _acquire(seed: int, canvas: Canvas, easy: bool) -> None:
+def _acquire(seed: int, canvas: Canvas, difficulty: Difficulty) -> None:
     """Add what the scanner does: blur of the kernel, correlated noise, streaks, a small error of the HU scale."""
     rng = stream(seed, "scanner")
     sigma_mm, noise, offset = rng.uniform(0.5, 1.1), rng.uniform(9, 30), rng.normal(0, 6)
@@ -190,15 +248,13 @@ def _acquire(seed: int, canvas: Canvas, easy: bool) -> None:
     for axis in (1, 2):
         _blur(grain, axis, 0.55)
     # Larger voxels collect more photons; the exponent is below 1/2 since noise is correlated.
-    level = noise / (0.62 * (canvas.edge / 1.5) ** 0.9)
-    if easy:
-        level *= 0.5
+    level = difficulty.noise * noise / (0.62 * (canvas.edge / 1.5) ** 0.9)
     canvas.hu += grain * np.float32(level)
-    if streaks and not easy:  # horizontal streaks of arms and shoulders
+    if streaks and difficulty.has_artefacts:  # horizontal streaks of arms and shoulders
         rows = canvas.noise_field(rng, 16, (slice(None), slice(None), slice(0, 1)))
         height = np.clip((canvas.z - rng.uniform(0, 40)) / 30, 0, 1)
         canvas.hu += np.float32(rng.uniform(10, 28)) * height * rows
-    if not easy:
+    if difficulty.has_artefacts:
         canvas.hu += np.float32(offset)
 
 
@@ -234,6 +290,7 @@ def spoil(phantom: Phantom, seed: int) -> PhantomReport:
         )
     else:
         label = str(rng.choice(absent))
-        donor = make_phantom(seed + 500_000_000, spacing=(12, 12, 12), labels=[label])
-        findings = sorted([*findings, *donor.findings], key=lambda f: FINDING_LABELS.index(f.label))
-    return write_report(findings, seed)
+        donor = make_phantom(seed + 500_000_000, spacing=(12, 12, 12), labels=[label], region=phantom.region)
+        findings = sorted([*findings, *donor.findings], key=lambda f: phantom.label_table.index(f.label))
+    shortcut = phantom.settings.get("text_shortcut")
+    return _report(BODY_REGIONS[phantom.region], findings, seed, shortcut)

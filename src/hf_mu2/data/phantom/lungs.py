@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from .anatomy import LOBES, Point, Region, stream
-from .chest import BIT, EVERYWHERE, Scene, graded, pick_side
+from .anatomy import EVERYWHERE, LOBES, Point, Region, stream
+from .chest import BIT, Scene
+from .draw import OTHER_SIDE, graded
 from .report import Finding
 
 Lobe = tuple[str, str]  # side, lobe
-OTHER_SIDE = {"left": "right", "right": "left"}
 OPPOSITE_LOBE = {"middle lobe": "lingula", "lingula": "middle lobe"}  # the others keep their name
 
 
@@ -31,6 +31,12 @@ def lesion_sites(seed: int) -> dict[str, Lobe]:
         "Lung opacity": rest[2],
         "Bronchiectasis": rest[3],
     }
+
+
+def site_of(label: str, scene: Scene) -> Lobe:
+    """Return the lobe of a focal finding, as the seed or the finding's own draw says."""
+    site = lesion_sites(scene.anatomy.seed)[label]
+    return mirrored(site) if scene.draw.is_mirrored else site
 
 
 def mirrored(site: Lobe) -> Lobe:
@@ -65,8 +71,9 @@ def emphysema(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     return [Finding("Emphysema", "bilateral", "upper lobe", 1, None, graded(amount, 0.35, 0.7), kind)]
 
 
-def opacity(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
+def opacity(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
+    site = site_of("Lung opacity", scene)
     sites = [site]
     if rng.random() < 0.4:
         sites.append((OTHER_SIDE[site[0]], "lower lobe"))
@@ -76,7 +83,7 @@ def opacity(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]
         total += count
         for point in a.points_in_lobe(rng, LOBES[side, region], count, 8):
             radius = rng.uniform(16, 34) * scene.scale
-            largest = max(largest, 2 * radius)
+            largest = max(largest, 2 * radius * scene.draw.shrink)
             box, depth = _blob(scene, rng, point, radius * np.array([1, 1, 0.85]), 0.3)
             same = scene.lobe[box] == LOBES[side, region]
             share = np.clip(depth / 9 + 0.5, 0, 1) * scene.lung[box] * (0.35 + 0.65 * same)
@@ -87,8 +94,9 @@ def opacity(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]
     return [Finding("Lung opacity", side, where, total, float(round(largest)), None)]
 
 
-def fibrosis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
+def fibrosis(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
+    site = site_of("Pulmonary fibrotic sequela", scene)
     side, region = site
     sites = [site] + [mirrored(site)] * (rng.random() < 0.35)
     apical = region == "upper lobe"
@@ -130,7 +138,7 @@ def fibrosis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding
 def septal(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     """Thicken the walls of the secondary lobules: the borders of a jittered Voronoi tiling, basal and subpleural."""
     c = scene.canvas
-    side = "bilateral" if rng.random() < 0.7 else pick_side(rng)
+    side = "bilateral" if rng.random() < 0.7 else scene.draw.side(rng)
     border = np.float32(7) * c.noise_field(rng, 24)
     where = (scene.lung > 0.3) & (scene.lung_depth < 19 + border) & (c.z + 2 * border < rng.uniform(10, 60))
     if side != "bilateral":
@@ -162,8 +170,9 @@ def septal(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     return [Finding("Interlobular septal thickening", side, None, 1, None, graded(thickness, 1.55, 1.78))]
 
 
-def atelectasis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
+def atelectasis(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
+    site = site_of("Atelectasis", scene)
     side, region = site
     wedge = rng.random() < 0.4
     accept = (lambda p: p[:, 1] > a.spine_y + 25) if region == "lower lobe" else None
@@ -198,13 +207,15 @@ def atelectasis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Find
     return [Finding("Atelectasis", side, region, 1, None, None, kind)]
 
 
-def consolidation(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
+def consolidation(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
+    site = site_of("Consolidation", scene)
     side, region = site
     radius = rng.uniform(20, 36) * scene.scale
     (point,) = a.points_in_lobe(rng, LOBES[site], 1, 17)
     outward = (point - a.hilum(side)) / np.linalg.norm(point - a.hilum(side))
     box, depth = _blob(scene, rng, point + outward * 6, radius * np.array([1, 1, 0.9]), 0.22)
+    radius *= scene.draw.shrink
     share = np.clip(depth / 5 + 0.5, 0, 1) * (scene.lobe[box] == LOBES[site])
     halo = np.clip(depth / 14 + 0.9, 0, 1) * scene.lung[box] * 0.25
     c.paint(box, halo, -350)
@@ -233,7 +244,7 @@ def thick_bronchi(scene: Scene, rng: np.random.Generator) -> list[Finding]:
         if spread < 0.5
         else [3, 6]
         if spread < 0.8
-        else [[1, 2, 3], [4, 5, 6]][int(rng.random() < 0.5)]
+        else ([4, 5, 6] if scene.draw.side(rng) == "right" else [1, 2, 3])  # either side is as likely
     )
     lines = [bronchus for lobe in lobes for bronchus in scene.airways[lobe]]
     for bronchus in lines:
@@ -245,8 +256,9 @@ def thick_bronchi(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     return [Finding("Peribronchial thickening", side, region, 1, None, graded(wall, 2.65, 3.1))]
 
 
-def bronchiectasis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
+def bronchiectasis(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
+    site = site_of("Bronchiectasis", scene)
     side, region = site
     sites = [site] + [mirrored(site)] * (rng.random() < 0.3)
     kind = "cylindrical" if rng.random() < 0.6 else "cystic"
@@ -273,8 +285,9 @@ def bronchiectasis(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[F
     ]
 
 
-def nodules(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]:
+def nodules(scene: Scene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
+    site = site_of("Lung nodule", scene)
     side, region = site
     count = int(rng.choice([1, 1, 1, 2, 3]))
     accept = (lambda p: p[:, 1] > a.spine_y + 45) if region == "lower lobe" else None
@@ -290,8 +303,8 @@ def nodules(scene: Scene, rng: np.random.Generator, site: Lobe) -> list[Finding]
             c.paint(box, c.occupancy(depth) * np.maximum(scene.lung[box], 0.3), 42, BIT["Lung nodule"])
         else:
             value = rng.choice([35.0, 45.0, 60.0, 350.0], p=[0.4, 0.3, 0.2, 0.1])
-            c.ball(point, diameter / 2, float(value), BIT["Lung nodule"])
-    return [Finding("Lung nodule", side, region, count, float(round(diameters[0])), None)]
+            c.ball(point, diameter / 2 * scene.draw.shrink, float(value), BIT["Lung nodule"])
+    return [Finding("Lung nodule", side, region, count, float(round(diameters[0] * scene.draw.shrink)), None)]
 
 
 def _blob(
@@ -302,7 +315,7 @@ def _blob(
     roughness: float = 0.25,
     cell_mm: float | None = None,
 ) -> tuple[Region, np.ndarray]:
-    """Return region and signed depth of an irregular ellipsoid."""
+    """Return region and signed depth of an irregular ellipsoid, shrunken as the scene's draw says."""
     radius = np.broadcast_to(np.asarray(radius, np.float32), 3)
     center = np.asarray(center, np.float32)
     grow = radius * (1 + 1.6 * roughness) + scene.canvas.edge
@@ -319,4 +332,5 @@ def _blob(
     )
     size = float(radius.mean())
     wave = scene.canvas.noise_field(rng, cell_mm or max(8.0, 0.7 * size), region)
-    return region, (1 - rho + np.float32(roughness) * wave) * np.float32(size)
+    shrink = np.float32(scene.draw.shrink)
+    return region, (1 - rho / shrink + np.float32(roughness) * wave) * (np.float32(size) * shrink)

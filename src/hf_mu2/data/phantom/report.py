@@ -51,7 +51,7 @@ class Finding:
     """One finding of a phantom, as the renderer drew it.
 
     Args:
-        label (`str`): One of the 18 CT-RATE labels.
+        label (`str`): One of the label table of its region: the 18 CT-RATE labels or `ABDOMEN_LABELS`.
         side (`str`, *optional*): `"left"`, `"right"` or `"bilateral"`.
         region (`str`, *optional*): Lobe, nodal station, vessel; free text is used verbatim.
         count (`int`): Number of lesions, 1 if not countable.
@@ -100,14 +100,14 @@ def write_report(findings: Sequence[Finding], seed: int) -> PhantomReport:
     sentences = []
     for labels, normals in GROUPS:
         for label in labels:
-            sentences += [_sentence(POSITIVES[label], finding, rng) for finding in by_label.get(label, [])]
+            sentences += [tell(POSITIVES[label], finding, rng) for finding in by_label.get(label, [])]
         absent = [label for label in labels if label not in by_label]
         if len(absent) == len(labels):
             sentences.append(rng.choice(normals))
         elif absent:
             nouns = [rng.choice(LABEL_NOUNS[label]) for label in absent]
             sentences.append(
-                _capitalize(rng.choice(NEGATIVE_FRAMES).replace("{nouns}", _enumerate(nouns, "or")))
+                capitalize(rng.choice(NEGATIVE_FRAMES).replace("{nouns}", _enumerate(nouns, "or")))
             )
     return PhantomReport(" ".join(sentences), _impression(by_label, rng))
 
@@ -116,10 +116,10 @@ def _impression(by_label: dict[str, list[Finding]], rng: random.Random) -> str:
     if not by_label:
         return rng.choice(IMPRESSION_NORMAL)
     merged = [_merge(by_label[label]) for label in IMPORTANCE if label in by_label]
-    sentences = [_sentence(IMPRESSIONS[finding.label], finding, rng) for finding in merged[:_NUM_NAMED]]
+    sentences = [tell(IMPRESSIONS[finding.label], finding, rng) for finding in merged[:_NUM_NAMED]]
     if others := [LABEL_NOUNS[finding.label][0] for finding in merged[_NUM_NAMED:]]:
         sentences.append(
-            _capitalize(rng.choice(IMPRESSION_ALSO).replace("{nouns}", _enumerate(others, "and")))
+            capitalize(rng.choice(IMPRESSION_ALSO).replace("{nouns}", _enumerate(others, "and")))
         )
     return " ".join(sentences)
 
@@ -144,7 +144,8 @@ def _common(values: Iterable[str | None]) -> str | None:
     return distinct.pop() if len(distinct) == 1 else None
 
 
-def _sentence(skeletons: Sequence[str], finding: Finding, rng: random.Random) -> str:
+def tell(skeletons: Sequence[str], finding: Finding, rng: random.Random) -> str:
+    """Write a sentence about a finding: one of the skeletons that tell most of what is known of it."""
     slots = _slots(finding)
     known = {name for name in ("side", "region", "n", "size", "severity", "kind") if slots[name] is not None}
     best: list[str] = []
@@ -159,7 +160,7 @@ def _sentence(skeletons: Sequence[str], finding: Finding, rng: random.Random) ->
             best, most = [], num_told
         if num_told == most:
             best.append(text)
-    return _capitalize(_article(rng.choice(best)))
+    return capitalize(_article(rng.choice(best)))
 
 
 def _fill(skeleton: str, slots: dict[str, str | None]) -> tuple[str, set[str]]:
@@ -204,7 +205,7 @@ def _slots(finding: Finding) -> dict[str, str | None]:
 
 def _place(side: str | None, where: str | None) -> str | None:
     if where is not None:
-        return f"in {where}" if where.startswith("both ") else f"in the {where}"
+        return f"in {where}" if where.startswith(("both ", "segment ")) else f"in the {where}"
     return None if side is None else "on both sides" if side == "bilateral" else f"on the {side}"
 
 
@@ -233,5 +234,5 @@ def _article(text: str) -> str:
     return re.sub(r"\b([Aa]) (?=[aeio]|8|11\b|18\b|11\.|18\.)", r"\1n ", text)
 
 
-def _capitalize(text: str) -> str:
+def capitalize(text: str) -> str:
     return text[0].upper() + text[1:]
