@@ -28,17 +28,14 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any
     if not name.endswith(ENDINGS):
         raise CorpusError(f"A table ends in one of {', '.join(ENDINGS)}, got `{path.name}`. Convert it.")
     try:
-        if name.endswith(".parquet"):
-            rows = _read_parquet(path)
-        else:
-            rows = _read_text(path, name)
+        rows = _read_parquet(path) if name.endswith(".parquet") else _read_text(path, name)
         number = 0
         for number, row in enumerate(rows, 1):
             missing = [column for column in columns if column not in row]
             if missing:
                 raise CorpusError(
-                    f"`{path.name}` must have the columns {', '.join(columns)}; row {number} has no {missing}, there are "
-                    f"{list(row)[:40]}. Rename the columns, or download the file again."
+                    f"`{path.name}` must have the columns {', '.join(columns)}; row {number} has no {missing}, there "
+                    f"are {list(row)[:40]}. Rename the columns, or download the file again."
                 )
             yield row
     except (
