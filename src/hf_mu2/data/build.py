@@ -169,7 +169,7 @@ class Survey:
 def survey_corpus(
     name: str, root: str | Path, visit: Callable[[dict[str, Any]], None] | None = None, **options: Any
 ) -> Survey:
-    """Read all rows of a corpus once, show each to `visit`, and warn of what was left out."""
+    """Read all rows of a corpus once, and show each to `visit`."""
     from hf_mu2 import __version__
 
     drops, studies, digest, is_lazy = Drops(), Counter[str](), sha256(__version__.encode()), True
@@ -180,14 +180,6 @@ def survey_corpus(
         is_lazy = is_lazy and all(map(is_nifti_path, row["images"]))
         if visit is not None:
             visit(row)
-    if drops.reasons:
-        logger.warning(
-            "Left out of %s: %s. To see which: hf-mu2 data inspect %s --root %s",
-            name,
-            drops.summary(),
-            name,
-            root,
-        )
     ordered = {split: studies[split] for split in SPLITS if studies[split]}
     return Survey(ordered, is_lazy, digest.hexdigest()[:32], drops)
 
@@ -198,13 +190,18 @@ def is_nifti_path(entry: str) -> bool:
 
 
 def _wanted(survey: Survey, name: str, root: str | Path, split: str | None) -> list[str]:
-    """Return the splits asked for; refuse one without studies."""
+    """Return the splits asked for, warning of what was left out; refuse one without studies."""
     wanted = list(survey.studies) if split is None else [split]
     if not wanted or not set(wanted) <= set(survey.studies):
         left_out = f" Left out: {survey.drops.summary()}." if survey.drops.reasons else ""
         raise CorpusError(
             f"A split must have studies, `{split or 'every split'}` of `{name}` has none under `{root}`; there are "
             f"{survey.studies or 'no studies at all'}.{left_out} Choose another split, or see `hf-mu2 data inspect`."
+        )
+    if survey.drops.reasons:
+        logger.warning(
+            "Left out of %s: %s. To see which: hf-mu2 data inspect %s --root %s",
+            *(name, survey.drops.summary(), name, root),
         )
     return wanted
 
