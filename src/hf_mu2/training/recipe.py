@@ -10,8 +10,9 @@ own parser: whatever TRL's command line understands, a recipe does too. Several 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,9 @@ class RecipeArguments:
         dataset_name (`str`, *optional*): Instead of a corpus, a folder or Hub id that `load_dataset` opens and that has
             the view's columns already, e.g. one of `hf-mu2 phantom`, `data build` or `data prepare`.
         train_split, eval_split (`str`): Splits to train on and to choose settings by.
-        max_train_studies, max_eval_studies (`int`, *optional*): Use the first so many rows.
+        max_train_studies, max_eval_studies (`int`, *optional*): Use the first so many studies.
+        monitor_studies (`int`): Evaluation studies on which image dependence is measured, see `training/monitor.py`.
+        sample_steps (`int`): Write the report of a fixed evaluation study every so many steps; 0 for never.
     """
 
     stage: str = "full"
@@ -56,6 +59,8 @@ class RecipeArguments:
     eval_split: str = "validation"
     max_train_studies: int | None = None
     max_eval_studies: int | None = None
+    monitor_studies: int = 32
+    sample_steps: int = 0
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -111,14 +116,24 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
 
         return train_tower(recipe, overrides)
 
+    from hf_mu2.model.volume_mu2 import OutOfDomainWarning
+
     from .checkpoints import last_whole_checkpoint
+    from .monitor import VolumeMonitor
+    from .record import RunRecord
     from .sft import StageSFTTrainer
 
     arguments, training, model_arguments = parse_recipe(recipe, overrides)
     stage = stage_of(arguments.stage)
+    record = RunRecord(
+        training.output_dir,
+        {"name": str(recipe), **asdict(arguments), **training.to_dict(), **asdict(model_arguments)},
+    )
     train_dataset, eval_dataset = open_datasets(arguments, training, stage)
     model, processor = open_model(arguments, training, model_arguments, stage)
     training.model_init_kwargs = None  # used up by `open_model`; the trainer warns about them otherwise
+    # `hf-mu2 data check` lists unusual volumes; a line per volume and epoch would bury the losses.
+    warnings.simplefilter("ignore", OutOfDomainWarning)
     trainer = StageSFTTrainer(
         model=model,
         args=training,
@@ -127,9 +142,15 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         processing_class=processor,
         stage=stage,
     )
+    if stage.uses_volumes and eval_dataset is not None:
+        trainer.add_callback(
+            VolumeMonitor(trainer, eval_dataset, arguments.monitor_studies, arguments.sample_steps)
+        )
     trainer.accelerator.print(describe_training(model))
+    record.begin(trainer)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     trainer.save_model(training.output_dir)
+    record.end(trainer)
     trainer.end()
     return Path(training.output_dir)
 

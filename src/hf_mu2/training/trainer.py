@@ -1,7 +1,7 @@
 """What the stock trainers lack for a stage, and nothing more.
 
-`StageTrainer` is mixed into a trainer of transformers or TRL and adds one thing: a learning rate per part of the model.
-Loss, collator, saving and resuming are the stock trainer's.
+`StageTrainer` is mixed into a trainer of transformers or TRL and adds two things: a learning rate per part of the model,
+and studies per second in every log. Loss, collator, saving and resuming are the stock trainer's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .monitor import SpeedMeter
 from .stages import Stage, parameter_groups
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class StageTrainer:
     """
 
     def __init__(self, *args: Any, stage: Stage, **kwargs: Any) -> None:
-        self.stage = stage
+        self.stage, self.speed = stage, SpeedMeter()
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -40,6 +41,15 @@ class StageTrainer:
             optimizer_class, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **arguments)
         return super().create_optimizer(model)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the speed to the log of a training step."""
+        if "loss" in logs:
+            per_step = (
+                self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            )
+            logs |= self.speed.read(self.state.global_step, per_step, self.args.world_size)
+        super().log(logs, start_time)
 
 
 def check_volume_column(dataset: Dataset | IterableDataset, uses_volumes: bool | None = None) -> None:
