@@ -22,10 +22,9 @@ def collate(rows):
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
-        return_tensors="pt",
-        padding=True,
+        processor_kwargs={"return_tensors": "pt", "padding": True},
     )
-    answer = torch.tensor([[7, 8, 9]]).expand(len(rows), -1)
+    answer = 7 + torch.arange(3 * len(rows)).reshape(len(rows), 3)  # each study its own
     labels = torch.cat([torch.full_like(batch["input_ids"], -100), answer], dim=1)
     batch["input_ids"] = torch.cat([batch["input_ids"], answer], dim=1)
     batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(answer)], dim=1)

@@ -1,7 +1,7 @@
 """What the stock trainers lack for a stage, and nothing more.
 
-`StageTrainer` is mixed into a trainer of transformers or TRL and adds two things: a learning rate per part of the model,
-and studies per second in every log. Loss, collator, saving and resuming are the stock trainer's.
+`StageTrainer` is mixed into a trainer of transformers or TRL and adds two things: a learning rate per part of the
+model, and studies per second in every log. Loss, collator, saving and resuming are the stock trainer's.
 """
 
 from __future__ import annotations
