@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .official_transform_mu2 import official_frames
 from .resample_mu2 import Grid, plan_grid, resample
-from .volume_mu2 import Volume, guess_body_region, load_volume
+from .volume_mu2 import Volume, VolumeError, guess_body_region, load_volume, preparation_key
 
 MAX_ROTATION_DEGREES = 7.0
 MAX_HU_SHIFT = 15.0
@@ -98,6 +98,16 @@ class Mu2ImageProcessor(BaseImageProcessor):
         """Channels C of `pixel_values` per slice: one per window."""
         return len(self.windows)
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The settings that a prepared volume depends on; windows, frames and augmentation come after."""
+        return {
+            "spacing": [float(mm) for mm in self.spacing],
+            "size": [int(self.size.height), int(self.size.width)],
+            "max_slices": int(self.max_frames * self.num_slices),
+            "antialias": bool(self.antialias),
+        }
+
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Return volumes as they came: they are opened here, not by Pillow."""
         return image_url_or_urls
@@ -110,7 +120,10 @@ class Mu2ImageProcessor(BaseImageProcessor):
         )
 
     def grid(self, volume: Volume) -> Grid:
-        """Lay the grid of the default mode over a volume, without resampling."""
+        """Lay the grid of the default mode over a volume, without resampling; a prepared volume lies on it already."""
+        if "prepared" in volume.provenance:
+            self._check_prepared(volume)
+            return Grid((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), volume.array.shape)
         return plan_grid(
             volume, self.spacing, (self.size.height, self.size.width), self.max_frames * self.num_slices
         )
@@ -127,7 +140,41 @@ class Mu2ImageProcessor(BaseImageProcessor):
             )
         volume = self.load(source)
         grid = self.grid(volume)
-        return resample(volume.array, grid, self.antialias), grid.affine(volume)
+        return self._resample(volume, grid), grid.affine(volume)
+
+    def prepare(self, source: Any, form: str = "tensors") -> tuple[np.ndarray, dict[str, Any]]:
+        """Bring one volume into a form that is quick to read later.
+
+        Args:
+            source: Any source of `load_volume`.
+            form (`str`): `"tensors"` is HU on this processor's grid, int16: off by at most 0.5 HU. `"whole"` keeps the
+                whole field of view at this processor's spacing, HU as float32.
+
+        Returns:
+            The HU (depth, height, width), and `affine`, `spacing` and `provenance` as JSON can hold them.
+        """
+        if self.mode == "official":
+            raise ValueError(
+                "Volumes are prepared as HU on a grid, `mode='official'` scales and pads each by its own values. Use a "
+                "processor in default mode, or train on the volumes themselves."
+            )
+        volume = self.load(source)
+        if form == "whole":
+            shape = [
+                max(1, round(n * own / mm))
+                for n, own, mm in zip(volume.array.shape, volume.spacing, self.spacing)
+            ]
+            step = [mm / own for own, mm in zip(volume.spacing, self.spacing)]
+            start = [(n - 1) / 2 - s * (m - 1) / 2 for n, s, m in zip(volume.array.shape, step, shape)]
+            grid = Grid(tuple(start), tuple(step), tuple(shape))
+        else:
+            grid = self.grid(volume)
+        hu = self._resample(volume, grid)
+        if form == "tensors":
+            hu = np.clip(np.rint(hu, out=hu), -32768, 32767, out=hu).astype(np.int16)
+        spacing = [step * mm for step, mm in zip(grid.step, volume.spacing)]
+        facts = {"affine": grid.affine(volume).tolist(), "spacing": spacing, "provenance": volume.provenance}
+        return hu, facts
 
     def preprocess(
         self,
@@ -215,6 +262,7 @@ class Mu2ImageProcessor(BaseImageProcessor):
         provenance = {**volume.provenance, "mode": self.mode}
         num_slices, slabs = self.num_slices, self.num_slices // self.patch_depth
         if self.mode == "official":
+            self._check_prepared(volume)
             pixels, affine = official_frames(volume, self.size.height, self.max_frames, num_slices)
             mask = np.ones((self.max_frames, slabs), bool)  # the published model knows no padding
             depth = self.max_frames * num_slices
@@ -224,12 +272,16 @@ class Mu2ImageProcessor(BaseImageProcessor):
             num_frames = math.ceil(depth / num_slices)
             hu = np.empty((self.num_channels, num_frames * num_slices, *grid.shape[1:]), np.float32)
             hu[:, depth:] = 0
-            resample(volume.array, grid, self.antialias, out=hu[0, :depth])
+            source = hu[0, :depth]
+            if "prepared" in volume.provenance and rng is None:
+                source = volume.array  # windowed straight from the file
+            else:
+                self._resample(volume, grid, out=source)
             if rng is not None:
-                provenance["augmentation"] = _augment(hu[0, :depth], self.spacing, rng)
-            windows = self._windows(hu[0, :depth])
-            for channel in reversed(range(self.num_channels)):  # the first, which holds the HU, last
-                _apply_window(hu[0, :depth], *windows[channel], out=hu[channel, :depth])
+                provenance["augmentation"] = _augment(source, self.spacing, rng)
+            windows = self._windows(source)
+            for channel in reversed(range(self.num_channels)):  # the first, which may hold the HU, last
+                _apply_window(source, *windows[channel], out=hu[channel, :depth])
             pixels = hu.reshape(self.num_channels, num_frames, num_slices, *grid.shape[1:])
             pixels = pixels.swapaxes(0, 1).reshape(num_frames, -1, *grid.shape[1:])
             mask = (np.arange(num_frames * slabs) * self.patch_depth < depth).reshape(num_frames, slabs)
@@ -242,6 +294,34 @@ class Mu2ImageProcessor(BaseImageProcessor):
                 "affine": affine.tolist(),
             }
         return pixels, mask, provenance
+
+    def _resample(self, volume: Volume, grid: Grid, out: np.ndarray | None = None) -> np.ndarray:
+        if "prepared" not in volume.provenance:
+            return resample(volume.array, grid, self.antialias, out=out)
+        out = np.empty(grid.shape, np.float32) if out is None else out
+        np.copyto(out, volume.array)
+        return out
+
+    def _check_prepared(self, volume: Volume) -> None:
+        """Refuse a volume that was prepared for a processor with other settings."""
+        if "prepared" not in volume.provenance:
+            return
+        if self.mode == "official":
+            raise VolumeError(
+                "A prepared volume holds HU on a grid, `mode='official'` reads volumes as they were scanned. Pass the "
+                "volumes themselves."
+            )
+        own, its = self.preparation, volume.provenance["preparation"]
+        if volume.provenance["prepared"] != preparation_key(own):
+            differ = [
+                f"{name} {its.get(name)}, not {own.get(name)}"
+                for name in {**own, **its}
+                if its.get(name) != own.get(name)
+            ]
+            raise VolumeError(
+                f"A prepared volume must come from this processor's settings, it was made with {'; '.join(differ)}. "
+                "Prepare the volumes again with `hf-mu2 data prepare`, or load the processor they were prepared with."
+            )
 
     def _windows(self, hu: np.ndarray) -> list[tuple[float, float]]:
         if self.intensity == "window":
@@ -272,11 +352,24 @@ def _stack(rows: list[np.ndarray]) -> np.ndarray:
 
 def _apply_window(hu: np.ndarray, low: float, high: float, out: np.ndarray) -> None:
     """Map [low, high] to [0, 1], a few slices at a time so that they stay in cache."""
+    if hu.dtype == np.int16 and low == int(low) and high == int(high) and max(abs(low), abs(high)) <= 16000:
+        _apply_window_int16(hu, int(low), int(high), out)
+        return
     for first in range(0, len(hu), 16):
         piece = slice(first, first + 16)
         np.subtract(hu[piece], np.float32(low), out=out[piece])
         np.multiply(out[piece], np.float32(1 / (high - low)), out=out[piece])
         np.clip(out[piece], 0, 1, out=out[piece])
+
+
+def _apply_window_int16(hu: np.ndarray, low: int, high: int, out: np.ndarray) -> None:
+    """Do the same with 16-bit arithmetic until the last step: half the time, equal values."""
+    clipped = np.empty(hu.shape[1:], np.int16)
+    for stored, pixels in zip(hu, out):
+        np.clip(stored, low, high, out=clipped)
+        np.subtract(clipped, np.int16(low), out=clipped)
+        np.copyto(pixels, clipped)
+        np.multiply(pixels, np.float32(1 / (high - low)), out=pixels)
 
 
 def _augment(hu: np.ndarray, spacing: Sequence[float], rng: np.random.Generator) -> dict[str, float]:

@@ -12,6 +12,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .prepared_mu2 import (
+    is_prepared,
+    preparation_key,
+    prepared_reference,
+    read_prepared,
+    shard_metadata,
+)
 from .volume_checks_mu2 import (
     MAX_VOXELS,
     OutOfDomainWarning,
@@ -33,6 +40,9 @@ __all__ = [
     "VolumeError",
     "guess_body_region",
     "load_volume",
+    "preparation_key",
+    "prepared_reference",
+    "shard_metadata",
     "source_path",
     "volume_reference",
 ]
@@ -76,8 +86,8 @@ def load_volume(
     Args:
         source: A NIfTI (`.nii`, `.nii.gz`) as path, bytes, nibabel image or the `{"bytes", "path"}` of
             `datasets.Nifti`; a DICOM folder, file or zip; an array or tensor (depth, height, width) in HU; a PIL image
-            (one slice, 8-bit grey mapped to -1000..1000 HU, for probes); a reference of [`volume_reference`]; or a
-            [`Volume`], returned as it is. Relative paths are relative to the working directory.
+            (one slice, 8-bit grey mapped to -1000..1000 HU, for probes); a reference of [`volume_reference`] or to a
+            prepared volume; or a [`Volume`], returned as it is. Relative paths are relative to the working directory.
         spacing (`Sequence[float]`, *optional*): Millimetres along (depth, height, width) in canonical order. Needed
             for arrays and for files with a blank header; corrects the header otherwise.
         orientation (`str`, *optional*): Where the stored axes (x, y, z) = (width, height, depth) point, e.g. `"LPS"`.
@@ -97,6 +107,14 @@ def load_volume(
     """
     if isinstance(source, Volume):
         return source
+    if is_prepared(source):
+        if (spacing, orientation, series, channel) != (None, None, None, None):
+            raise VolumeError(
+                "A prepared volume lies on its grid already: it takes no `spacing`, `orientation`, `series` or "
+                "`channel`. Give them when preparing, in a volume reference."
+            )
+        prepared = read_prepared(source)
+        return Volume(prepared.array, prepared.affine, prepared.spacing, prepared.provenance)
     reference = parse_reference(source)
     if reference is None:
         stored = _read(source, series, channel, max_voxels)
@@ -242,7 +260,7 @@ def _read_member(reference: VolumeReference, channel: int | None, max_voxels: in
 
 def source_path(source: Any) -> str | None:
     """Return the path that a text, path or `datasets` source names, its reference unpacked; else `None`."""
-    reference = parse_reference(source)
+    reference = None if is_prepared(source) else parse_reference(source)
     if reference is not None:
         return reference.path
     source = source.get("path") if isinstance(source, dict) else source

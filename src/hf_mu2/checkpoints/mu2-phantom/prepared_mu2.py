@@ -1,0 +1,1 @@
+../../model/prepared_mu2.py
