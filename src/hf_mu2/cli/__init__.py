@@ -6,10 +6,10 @@ Heavy imports live inside the commands, so that `hf-mu2 --help` stays as quick a
 import os
 import sys
 
-from . import checkpoints, data, reports, training
+from . import checkpoints, data, prepare, reports, training
 from .shared import app, complain
 
-__all__ = ["app", "checkpoints", "data", "main", "reports", "training"]
+__all__ = ["app", "checkpoints", "data", "main", "prepare", "reports", "training"]
 
 
 def main() -> None:
