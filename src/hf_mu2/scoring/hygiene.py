@@ -76,7 +76,7 @@ def separate_han(text: str) -> str:
 
 def split_sentences(text: str) -> list[str]:
     """Split a text into sentences, each lower-cased and with single spaces: the unit of the template share."""
-    sentences = (" ".join(part.lower().split()).strip(" \"'•-.") for part in _SENTENCE_END.split(text))
+    sentences = (" ".join(part.lower().split()).strip(" \"'•-.;!?") for part in _SENTENCE_END.split(text))
     return [sentence for sentence in sentences if sentence]
 
 

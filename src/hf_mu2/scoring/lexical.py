@@ -4,18 +4,20 @@ Three protocols, never to be mixed: the same texts score 1.8 times apart between
 
 | protocol | BLEU-1..4 | ROUGE | METEOR | chrF |
 |---|---|---|---|---|
-| `default` | corpus, sacreBLEU, 13a tokens | rouge-score F1, stemmed, mean of reports | NLTK on 13a tokens, mean | sacreBLEU |
-| `u2` | mean of reports, NLTK method3, split at spaces | as above | NLTK, split at spaces, mean | - |
-| `coco` | corpus, pycocoevalcap | ROUGE-L of pycocoevalcap (beta 1.2) | - | - |
+| `default` | sacreBLEU, corpus, 13a tokens | rouge-score F1, stemmed, mean | NLTK, 13a tokens, mean | sacreBLEU |
+| `u2` | NLTK method3, split at spaces, mean | as above | NLTK, split at spaces, mean | - |
+| `coco` | pycocoevalcap, corpus, PTB tokens | ROUGE-L of pycocoevalcap (beta 1.2) | - | - |
 
-Texts are lower-cased, and every Han character is one word. All scores are from 0 to 1. The libraries tokenize, stem, align
-and define the formulas; counting is done for all reports at once and gives the same numbers.
+"mean" is that of the reports' own scores. Texts are lower-cased, and every Han character is one word. All scores are
+from 0 to 1. The libraries tokenize, stem, align and define the formulas; counting is done for all reports at once and
+gives the same numbers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from itertools import count
@@ -43,15 +45,15 @@ class LexicalScorer:
 
     Args:
         references (`Sequence[str]`): One non-empty reference per report.
-        protocol (`str`): `"default"`, `"u2"` (the mu2 paper's scripts, with the BLEU nesting of 2025 mended) or `"coco"`.
+        protocol (`str`): `"default"`, `"u2"` (the mu2 paper's scripts, their BLEU nesting mended) or `"coco"`.
         java (`bool`): For `coco`, tokenize with pycocoevalcap's Java tokenizer instead of our reading of its rules.
     """
 
     def __init__(self, references: Sequence[str], *, protocol: Protocol = "default", java: bool = False):
         if protocol not in PROTOCOLS:
             raise ValueError(
-                f"`protocol` must be one of {tuple(PROTOCOLS)}, got {protocol!r}. Use `default`, or the protocol of the "
-                "paper whose numbers stand beside yours."
+                f"`protocol` must be one of {tuple(PROTOCOLS)}, got {protocol!r}. Use `default`, or the protocol of "
+                "the paper whose numbers stand beside yours."
             )
         if java and protocol != "coco":
             raise ValueError(
@@ -68,6 +70,7 @@ class LexicalScorer:
             "coco": ptb_tokenize_java if java else _each(ptb_tokenize),
         }[protocol]
         self._tokenized: dict[str, tuple[list[str], list[str]]] = {}
+        self._wordnet: Any
         self._wordnet, wordnet_name = _find_wordnet() if "meteor" in self.metrics else (None, "")
         self.signatures = _signatures(protocol, java, wordnet_name, len(references))
         self._references = self._prepare(references)
@@ -75,8 +78,8 @@ class LexicalScorer:
     def columns(self, candidates: Sequence[str]) -> dict[str, np.ndarray]:
         """Count what the scores are computed from, one row per report.
 
-        Sums of rows are the statistics of a set of reports: [`scores`] turns them into numbers. Resampling reports never
-        reads a text again.
+        Sums of rows are the statistics of a set of reports: [`scores`] turns them into numbers. Resampling reports
+        never reads a text again.
         """
         if len(candidates) != len(self._references.words):
             raise ValueError(
@@ -131,9 +134,11 @@ class LexicalScorer:
     def _prepare(self, texts: Sequence[str]) -> _Prepared:
         new = [text for text in dict.fromkeys(texts) if text not in self._tokenized]
         plain = [separate_han(" ".join(text.lower().split())) for text in new]
-        for text, lowered, words in zip(new, plain, self._words(plain)):
-            stems = [] if self.protocol == "coco" else _rouge_tokens(lowered, self._stemmer)
-            self._tokenized[text] = words, stems
+        for text, lowered, tokens in zip(new, plain, self._words(plain)):
+            self._tokenized[text] = (
+                tokens,
+                [] if self.protocol == "coco" else _rouge_tokens(lowered, self._stemmer),
+            )
         words = [self._tokenized[text][0] for text in texts]
         stems = [self._tokenized[text][1] for text in texts]
         if self.protocol == "coco":
@@ -180,19 +185,15 @@ def score_texts(
     return {name: float(value) for name, value in scorer.scores(sums).items()}
 
 
+@dataclass(frozen=True)
 class _Prepared:
-    """Tokens and n-gram counts of a list of texts."""
+    """Tokens and n-gram counts of a list of texts, as far as the protocol needs them."""
 
-    def __init__(
-        self,
-        words: list[list[str]],
-        grams: NgramCounts,
-        stems: list[list[str]],
-        stem_grams: NgramCounts | None,
-        characters: NgramCounts | None,
-    ):
-        self.words, self.grams, self.stems = words, grams, stems
-        self.stem_grams, self.characters = stem_grams, characters
+    words: list[list[str]]
+    grams: NgramCounts
+    stems: list[list[str]]
+    stem_grams: NgramCounts | None
+    characters: NgramCounts | None
 
 
 class _Stemmer:

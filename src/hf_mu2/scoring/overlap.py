@@ -15,8 +15,8 @@ class NgramCounts:
     """The n-grams of a list of texts, order by order.
 
     Args:
-        keys (`list[np.ndarray]`): Per order, the distinct n-grams of all texts as sorted uint64: the index of the text in the
-            high bits, a hash of the n-gram in the rest.
+        keys (`list[np.ndarray]`): Per order, the distinct n-grams of all texts as sorted uint64: the index of the text
+            in the high bits, a hash of the n-gram in the rest.
         counts (`list[np.ndarray]`): How often each occurs in its text.
         totals (`np.ndarray` of shape `(texts, orders)`): N-grams per text.
         text_bits (`int`): High bits that hold the index of the text.
@@ -32,8 +32,8 @@ def count_ngrams(codes: Sequence[np.ndarray], max_order: int) -> NgramCounts:
     """Count the n-grams of orders 1 to `max_order` of every text.
 
     Args:
-        codes (`Sequence[np.ndarray]`): One array per text: a number per token or character, the same number for the same
-            token in every text that is compared.
+        codes (`Sequence[np.ndarray]`): One array per text: a number per token or character, the same number for the
+            same token in every text that is compared.
         max_order (`int`): Longest n-gram.
 
     The hash keeps 64 bits less those that number the texts: among 1,564 reports of 1,800 characters two different

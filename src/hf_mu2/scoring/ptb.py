@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 
-# What pycocoevalcap drops after tokenizing. Brackets are on its list too, but as "-LRB-", and its tokens are lower-cased.
+# What pycocoevalcap drops after tokenizing. Brackets stay: its list has them as "-LRB-", its tokens are lower-cased.
 _DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"', "“", "”", "–"}
 _SPELLED = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TOKEN = re.compile(
     r"""\d*(?:[.,]\d+)+                            # 12.5, .5
     |(?:[^\W\d_]\.){2,}                            # e.g.
-    |can(?=not\b)|ct\.(?=\s)                      # can not; Connecticut, as its list of abbreviations has it
-    |[^\W_]+(?:[-/&][^\W_]+)*                      # ground-glass, and/or, 10-15
+    |can(?=not\b)|(?:ct|dr|mr|mrs|st|vs)\.(?=\s)   # can not; abbreviations (ct. is Connecticut)
+    |[^\W_]+(?:[-/&][^\W_]+|(?<=[^\W\d_])\.[^\W\d_][^\W_]*)*  # ground-glass, and/or, 10-15, end.Start
     |'(?:s|re|ve|ll|d|m)\b                         # the patient's
     |\.{3}|--|[^\s]""",
     re.VERBOSE,
@@ -43,7 +43,7 @@ def ptb_tokenize_java(texts: list[str]) -> list[list[str]]:
         tokenized = PTBTokenizer().tokenize(captions)
     except FileNotFoundError as error:
         raise ValueError(
-            "The tokenizer of pycocoevalcap needs `java` on the path, and there is none. Install a Java runtime, or leave "
-            "out `java`: our reading of its rules needs none."
+            "The tokenizer of pycocoevalcap needs `java` on the path, and there is none. Install a Java runtime, or "
+            "leave out `java`: our reading of its rules needs none."
         ) from error
     return [tokenized[number][0].split() for number in range(len(texts))]
