@@ -93,8 +93,8 @@ def _template_of_radeval() -> JudgeTemplate:
     spec = importlib.util.spec_from_file_location("radeval_green_utils", file)
     if spec is None or spec.loader is None or not file.is_file():
         raise ValueError(
-            f"The prompt of GREEN is expected in `metrics/green_score/utils.py` of radeval, {version('radeval')} has no "
-            "such file. Install radeval 2.2, or pass the prompt as a file: `--judge-template FILE`."
+            f"The prompt of GREEN is expected in `metrics/green_score/utils.py` of radeval, {version('radeval')} has "
+            "no such file. Install radeval 2.2, or pass the prompt as a file: `--judge-template FILE`."
         )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -230,11 +230,12 @@ def _result(judge: Judge, cache: ReplyCache, prompt: str) -> GreenResult:
 
 @dataclass(frozen=True)
 class GreenRun:
-    """What a finished run left behind."""
+    """What a finished run left behind; `failed` says why, per study without a reply."""
 
     out: Path
     manifest: Path
     summary: dict[str, Any]
+    failed: dict[str, str]
 
 
 def score_file(
@@ -291,7 +292,8 @@ def score_file(
         replace_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored))
         replace_text(manifest, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     state.wait_for_everyone()
-    return GreenRun(out, manifest, summary)
+    failed = {row["study_id"]: result.error for row, result in zip(rows, results) if result.error is not None}
+    return GreenRun(out, manifest, summary, failed)
 
 
 def _refuse_other_judge(manifest: Path, judge: Judge) -> None:

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 _WORD = re.compile(r"[a-z][a-z-]+")
 # Words that say how an error was made, or nothing, rather than what was missed.
 _STOPWORDS = frozenset(
-    """the an of in on at to by for with without and or not is are was were be been has have had this that these those
+    _WORD.findall("""
+    the an of in on at to by for with without and or not is are was were be been has have had this that these those
     it its as from but while which there no nor than also both any some such does did do due into within candidate
     reference report reports reported reporting mention mentions mentioned mentioning state states stated describe
     describes described describing note notes noted missing missed misses omit omits omitted omission false falsely
     incorrect incorrectly finding findings error errors instead rather whereas present presence absent absence
     indicate indicates indicated specify specified identify identified suggest suggests detail detailing details
-    """.split()
+    """)
 )
 
 
