@@ -10,7 +10,7 @@ import numpy as np
 
 from .anatomy import EVERYWHERE, Canvas, side_sign, stream
 from .chest import paint_table
-from .draw import Draw
+from .draw import AS_THE_SEED_SAYS, Draw
 
 SIDES = ("right", "left")
 
@@ -94,14 +94,17 @@ class AbdomenAnatomy:
 
     def liver_depth(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Return the depth inside the liver: a wedge under the right dome, its left lobe thin and in front."""
-        low = self.liver_low + self.liver_slope * np.clip(0.72 * self.half_width - x, 0, None)
-        low = low + 0.45 * np.clip(-y - 5, 0, None)
         depth = np.minimum(self.cavity(z, y, x) - 4, 0.8 * (self.dome_height(y, x) - z - 5))
-        depth = np.minimum(depth, 0.75 * (z - low))
+        depth = np.minimum(depth, 0.7 * (z - self.liver_bottom(y, x)))
         depth = np.minimum(
             depth, np.minimum(x - self.liver_left, 0.8 * (y + 52 + 1.1 * np.minimum(x - 20, 0)))
         )
         return np.minimum(depth, -self.spine_depth(z, y, x) - 8)
+
+    def liver_bottom(self, y: np.ndarray | float, x: np.ndarray | float) -> np.ndarray | float:
+        """Return z of the liver's lower surface: higher towards the left and the back, lower in front."""
+        towards_left = self.liver_slope * np.clip(0.72 * self.half_width - x, 0, None)
+        return self.liver_low + towards_left + 0.45 * np.clip(-y - 5, 0, None) - 0.5 * np.clip(y, 0, None)
 
     def spine_depth(self, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
         rho = ((x - self.midline(z)) / 23) ** 2 + ((y - self.spine_y) / 18) ** 2
@@ -133,7 +136,7 @@ class AbdomenAnatomy:
     def pancreas(self) -> np.ndarray:
         """Return points from the head to the tail."""
         y = self.spine_y + 50
-        return np.array([[30, y - 4, 14], [28, y, 34], [6, y + 10, 46], [-26, y + 4, 54], [-66, y - 20, 76]])
+        return np.array([[30, y - 4, 14], [28, y, 34], [6, y + 10, 46], [-26, y + 4, 54], [-60, y - 18, 74]])
 
     def colon(self) -> np.ndarray:
         """Return points from the cecum to the rectum."""
@@ -166,7 +169,7 @@ class AbdomenScene:
     liver: np.ndarray  # occupancy by the liver
     loops: list[np.ndarray]  # the small bowel's courses
     scale: float = 1.0
-    draw: Draw = Draw()
+    draw: Draw = AS_THE_SEED_SAYS
 
 
 def along(points: np.ndarray, step_mm: float) -> np.ndarray:
@@ -210,7 +213,7 @@ def _walls(a: AbdomenAnatomy, c: Canvas, cavity: np.ndarray) -> None:
     c.paint(EVERYWHERE, c.occupancy(body - 2), a.fat_hu)
     wobble = 2.5 * c.noise_field(stream(a.seed, "abdominal wall"), 40)
     thick = a.muscle + 26 * np.clip((-c.z - 80) / 50, 0, 1)
-    c.paint(EVERYWHERE, c.occupancy(np.minimum(body - a.fat + wobble, cavity + thick)), a.muscle_hu)
+    c.paint(EVERYWHERE, c.occupancy(np.minimum(body - 0.62 * a.fat + wobble, cavity + thick)), a.muscle_hu)
     for side in SIDES:  # erector spinae
         across = (c.x * side_sign(side) - 29) / 26
         rho = np.sqrt(across**2 + ((c.y - (a.spine_y - 34)) / 19) ** 2)
@@ -242,10 +245,10 @@ def _bowel(a: AbdomenAnatomy, c: Canvas, inside: np.ndarray) -> list[np.ndarray]
     wall = 42 + 0.35 * (a.vein_hu - 40)
     grain = c.noise_field(rng, 8)
     loops = []
-    for front in (a.center_y + 0.08 * a.half_depth, a.center_y + 0.44 * a.half_depth):
+    for front in a.center_y + np.array([-0.16, 0.2, 0.52]) * a.half_depth:
         points = []
-        for row, height in enumerate(np.arange(-18, -112, -25.0)):
-            for x in np.linspace(-62, 62, 6) * (-1) ** row:
+        for row, height in enumerate(np.arange(-14, -112, -24.0)):
+            for x in np.linspace(-66, 66, 6) * (-1) ** row:
                 points.append((x + rng.normal(0, 5), front + rng.normal(0, 7), height + rng.normal(0, 6)))
         loops.append(np.array(points))
     for loop in loops:
@@ -315,8 +318,8 @@ def paint_spleen(scene: AbdomenScene, length_mm: float, bit: int | None = None) 
     """Paint a spleen of a length; a long one reaches further down and in."""
     a, c = scene.anatomy, scene.canvas
     grown = length_mm / 100
-    center = (-(a.half_width - 30 - 6 * grown), a.center_y - 34, a.dome["left"] - 22 - 42 * grown)
-    reach = np.array([27.0, 42.0, 50.0]) * (grown**0.8, grown**0.8, grown)
+    reach = np.array([27.0, 42.0, 50.0]) * (grown**0.5, grown**0.5, grown)
+    center = (-(a.half_width - 6 - 0.85 * reach[0]), a.center_y - 34, a.dome["left"] - 22 - 42 * grown)
     c.ball(center, reach, a.spleen_hu, bit, within=scene.inside)
 
 
@@ -328,9 +331,8 @@ def _gallbladder(a: AbdomenAnatomy, c: Canvas) -> None:
 
 def gallbladder(a: AbdomenAnatomy) -> np.ndarray:
     """Return its centre, under the liver's lower surface."""
-    x = 50.0
-    low = a.liver_low + a.liver_slope * (0.72 * a.half_width - x)
-    return np.array([x, a.center_y + 0.42 * a.half_depth, low - 4])
+    x, y = 48.0, a.center_y + 0.36 * a.half_depth
+    return np.array([x, y, float(a.liver_bottom(y, x)) + 3])
 
 
 def _kidney(a: AbdomenAnatomy, c: Canvas, side: str) -> None:
@@ -446,10 +448,10 @@ def _pelvis(a: AbdomenAnatomy, c: Canvas) -> None:
         c.ball((sign * 84 * wide, y - 6, -130), (40 * wide, 32, 56), a.muscle_hu)
         crest = np.array([[50, y - 4, -72], [84, y + 22, -52], [112, 22, -62], [116, 44, -80]])
         socket = np.array([[58, y + 16, -128], [82, y + 42, -140], [92, 0, -150], [98, 30, -140]])
-        for t in np.linspace(0, 1, 7):
+        for t in np.linspace(0, 1, 14):
             blade = (crest + t * (socket - crest)) * (sign * wide, 1, 1)
             c.line(blade, 6.5, 420)
-        for t in np.linspace(0.08, 0.95, 7):
+        for t in np.linspace(0.06, 0.95, 14):
             c.line((crest + t * (socket - crest)) * (sign * wide, 1, 1), 3.6, a.bone_hu)
         hip = np.array([sign * 90 * wide, -2, -168])
         c.ball(hip, 30, 380)

@@ -54,7 +54,7 @@ def _obstruction(scene: AbdomenScene, rng: np.random.Generator) -> list[Finding]
     """Blow up the anterior coil of the small bowel, with fluid levels."""
     c = scene.canvas
     radius = rng.uniform(16, 23) * scene.scale * scene.draw.shrink
-    course = along(scene.loops[1][: int(rng.integers(14, 20))], 9.0)
+    course = along(scene.loops[-1][: int(rng.integers(14, 20))], 9.0)
     bit = BIT["Bowel obstruction"]
     for bead in course:
         c.ball(bead, radius + 2.2, 70, bit, within=scene.inside)

@@ -187,8 +187,10 @@ _ORGANS = (
             "Normal liver, without steatosis or mass.",
             "Liver size, contour and density are normal.",
         ),
-        "The size, contour and parenchymal density of the liver are normal and no solid or cystic mass is detected in it.",
-        "The examination covers the abdomen from the domes of the diaphragm down to the pubic symphysis and was reviewed in "
+        "The size, contour and parenchymal density of the liver are normal and no solid or cystic "
+        "mass is detected in it.",
+        "The examination covers the abdomen from the domes of the diaphragm down to the pubic "
+        "symphysis and was reviewed in "
         "soft tissue, lung and bone windows.",
     ),
     Organ(
@@ -199,7 +201,8 @@ _ORGANS = (
             "The gallbladder holds no stone.",
             "Normal gallbladder and bile ducts.",
         ),
-        "The gallbladder is of normal size and contour, its lumen is free, and no calculus is observed in its projection.",
+        "The gallbladder is of normal size and contour, its lumen is free, and no calculus is "
+        "observed in its projection.",
         "The intrahepatic and extrahepatic bile ducts follow their usual course towards the duodenum.",
     ),
     Organ(
@@ -221,7 +224,8 @@ _ORGANS = (
             "The pancreas and both adrenal glands are unremarkable.",
             "Normal pancreas; no adrenal nodule.",
         ),
-        "The pancreas is of normal thickness and lobulation, the main duct is not dilated, and both adrenal glands are "
+        "The pancreas is of normal thickness and lobulation, the main duct is not dilated, and both "
+        "adrenal glands are "
         "normal in shape and thickness.",
         "The fat planes around the pancreas can be followed from the duodenum to the hilum of the spleen.",
     ),
@@ -234,9 +238,11 @@ _ORGANS = (
             "Kidneys of normal size without hydronephrosis.",
             "Normal kidneys and collecting systems.",
         ),
-        "Both kidneys are normal in location, size and parenchymal thickness, no stone or solid mass is detected, and the "
+        "Both kidneys are normal in location, size and parenchymal thickness, no stone or solid mass "
+        "is detected, and the "
         "collecting systems are not dilated.",
-        "Both kidneys lie in their usual retroperitoneal position beside the psoas muscles, the left higher than the right.",
+        "Both kidneys lie in their usual retroperitoneal position beside the psoas muscles, the left "
+        "higher than the right.",
     ),
     Organ(
         ("Bowel obstruction", "Bowel wall thickening"),
@@ -247,7 +253,8 @@ _ORGANS = (
             "Normal small and large bowel.",
             "There is no dilated or thickened bowel loop.",
         ),
-        "The small and large bowel loops are of normal caliber and wall thickness, and no transition point or inflammatory "
+        "The small and large bowel loops are of normal caliber and wall thickness, and no transition "
+        "point or inflammatory "
         "change is observed along their course.",
         "Gas and stool are present in the colon, which can be followed from the cecum to the rectum.",
     ),
@@ -270,7 +277,8 @@ _ORGANS = (
             "Normal caliber of the abdominal aorta without plaques.",
             "The aorta is of normal caliber and free of calcification.",
         ),
-        "The abdominal aorta and the common iliac arteries are of normal caliber and their walls show no calcified plaque.",
+        "The abdominal aorta and the common iliac arteries are of normal caliber and their walls "
+        "show no calcified plaque.",
         "The inferior vena cava lies to the right of the aorta and both vessels divide at the usual level.",
     ),
     Organ(
@@ -281,9 +289,11 @@ _ORGANS = (
             "Lymph nodes are not enlarged.",
             "There is no retroperitoneal or pelvic lymphadenopathy.",
         ),
-        "No lymph node in pathological size or configuration is detected in the mesentery, in the retroperitoneum or in the "
+        "No lymph node in pathological size or configuration is detected in the mesentery, in the "
+        "retroperitoneum or in the "
         "pelvis.",
-        "The urinary bladder is of normal contour, and the lumbar vertebrae, pelvic bones and both hip joints included in "
+        "The urinary bladder is of normal contour, and the lumbar vertebrae, pelvic bones and both "
+        "hip joints included in "
         "the sections show no lytic or destructive lesion.",
     ),
 )

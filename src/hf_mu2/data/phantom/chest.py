@@ -6,7 +6,7 @@ import numpy as np
 
 from ..study import FINDING_LABELS
 from .anatomy import EVERYWHERE, Anatomy, Canvas, Region, stream
-from .draw import Draw
+from .draw import AS_THE_SEED_SAYS, Draw
 
 BIT = {label: bit for bit, label in enumerate(FINDING_LABELS)}
 
@@ -23,7 +23,7 @@ class Scene:
     lobe: np.ndarray  # lobe number, uint8
     airways: dict[int, list[np.ndarray]]
     scale: float = 1.0  # easy phantoms have larger findings
-    draw: Draw = Draw()  # how the finding being painted departs from what its seed draws
+    draw: Draw = AS_THE_SEED_SAYS  # how the finding being painted departs from what its seed draws
 
     def fill_lung(self, region: Region, share: np.ndarray, hu: float, bit: int) -> None:
         """Replace a share of each voxel's lung part, so that no dark line stays along the wall."""
@@ -118,7 +118,7 @@ def _soft_tissue(a: Anatomy, c: Canvas, cavity: np.ndarray) -> None:
 
 
 def paint_table(low: np.ndarray, curve: float, hu: float, c: Canvas) -> None:
-    """Paint the table under the patient: a curved shell and the foam in it; `low` is the corner of the field of view."""
+    """Paint a curved table top and its foam under the patient; `low` is the corner of the field of view."""
     top = low[1] + 20
     height = c.y - top - np.float32(curve) * c.x**2 + np.float32(12)
     c.paint(EVERYWHERE, c.occupancy(2.0 - np.abs(height)), hu + 200)

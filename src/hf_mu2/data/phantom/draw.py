@@ -32,6 +32,9 @@ class Draw:
         return OTHER_SIDE[side] if self.is_mirrored else side
 
 
+AS_THE_SEED_SAYS = Draw()
+
+
 def graded(value: float, moderate: float, severe: float) -> str:
     """Name the severity of a size."""
     return "severe" if value >= severe else "moderate" if value >= moderate else "mild"
@@ -51,7 +54,7 @@ def paint_in_turn(
     findings = []
     for label, painter in painters.items():
         if label in labels:
-            draw = draws.get(label, Draw())
+            draw = draws.get(label, AS_THE_SEED_SAYS)
             name = f"{label} {draw.variant}" if draw.variant else label
             findings += painter(replace(scene, draw=draw), stream(scene.anatomy.seed, name))
     return sorted(findings, key=lambda finding: order.index(finding.label))
