@@ -43,7 +43,7 @@ def find_labels(report: str) -> list[Evidence]:
     text = even_text(report)
     found = []
     for start, end in sentences(text.clean):
-        for mention in _mentions(text.clean[start:end]):
+        for mention in mentions_in(text.clean[start:end]):
             span = text.span(start + mention.start, start + mention.end)
             found.append(Evidence(mention.label, mention.status, span, report[slice(*span)]))
     return sorted(found, key=lambda evidence: evidence.span)
@@ -85,7 +85,7 @@ def label_reports(
             "Use `label_report` for labels that may be unknown."
         )
     affirmed = {"positive"} if uncertain == "negative" else {"positive", "uncertain"}
-    read: dict[str, tuple[_Mention, ...]] = {}
+    read: dict[str, tuple[Mention, ...]] = {}
     columns = {label: column for column, label in enumerate(LABELS)}
     rows = []
     for report in reports:
@@ -94,7 +94,7 @@ def label_reports(
         for start, end in sentences(text):
             sentence = text[start:end].strip()
             if sentence not in read:
-                read[sentence] = _mentions(sentence)
+                read[sentence] = mentions_in(sentence)
             for mention in read[sentence]:
                 row[columns[mention.label]] |= mention.status in affirmed
         rows.append(row)
@@ -102,15 +102,17 @@ def label_reports(
 
 
 @dataclass(frozen=True)
-class _Mention:
+class Mention:
+    """One mention of a label within a sentence."""
+
     label: str
     status: Status
     start: int
     end: int
 
 
-def _mentions(sentence: str) -> tuple[_Mention, ...]:
-    """Read one sentence of an even text."""
+def mentions_in(sentence: str) -> tuple[Mention, ...]:
+    """Find every mention of the 18 labels in one sentence of an even text."""
     found = []
     parts: list[tuple[int, int]] = []
     for rule in _compiled():
@@ -126,7 +128,7 @@ def _mentions(sentence: str) -> tuple[_Mention, ...]:
                 or (rule.forbid_in_sentence and rule.forbid_in_sentence.search(sentence))
             ):
                 continue
-            found.append(_Mention(rule.label, status_of(clause, start - first, end - first), start, end))
+            found.append(Mention(rule.label, status_of(clause, start - first, end - first), start, end))
     return tuple(found)
 
 

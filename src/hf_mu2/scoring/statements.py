@@ -48,7 +48,8 @@ NEGATION_BEFORE: Patterns = (
 # A "no" that does not deny what follows it.
 PSEUDO_NEGATION: Patterns = (
     r"\bno (?:(?:significant|obvious|interval|appreciable|relevant|remarkable|marked|pathological|other|clear) )*"
-    r"(?:(?:change|difference|decrease|regression|progression|growth)s?|increase in (?:the )?(?:size|number|dimension)\w*)\b",
+    r"(?:(?:change|difference|decrease|regression|progression|growth)s?|"
+    r"increase in (?:the )?(?:size|number|dimension)\w*)\b",
     r"\bnot only\b",
     r"\bno (?:longer|doubt)\b",
 )
@@ -58,8 +59,8 @@ SCOPE_END: Patterns = (
     r":",
 )
 NEGATION_AFTER: Patterns = (
-    r"\b(?:not|never|no longer) (?:\w+ ){0,2}?(?:detected|observed|seen|present|identified|noted|found|visuali[sz]ed|visible|evident|"
-    r"appreciated|encountered|demonstrated|distinguished|available|enlarged|selected|dilated|thickened|increased)\b"
+    r"\b(?:not|never|no longer) (?:\w+ ){0,2}?(?:detected|observed|seen|present|identified|noted|found|visible|evident|"
+    r"visuali[sz]ed|appreciated|encountered|demonstrated|distinguished|available|enlarged|selected|dilated|thickened|increased)\b"
     r"(?! (?:in )?(?:the |his |her )?(?:previous|prior|old|earlier|before))",
     r"\babsent\b",
     r":\s*(?:none|nil|negative|unremarkable|normal)\b",
@@ -74,15 +75,18 @@ NEGATION_AFTER: Patterns = (
     r"\b(?:is|are|was|were) (?:within )?normal\b",
 )
 # What an earlier examination held, said of that examination alone.
-_EARLIER = r"in (?:the |his |her )?(?:previous|prior|old|earlier)(?: ct)? (?:examination|study|scan|ct)s?(?: of the patient)?"
+_EARLIER = (
+    r"in (?:the |his |her )?(?:previous|prior|old|earlier)(?: ct)? (?:examination|study|scan|ct)s?"
+    r"(?: of the patient)?"
+)
 PAST: Patterns = (
     rf"^\W*(?:and )?{_EARLIER},? there (?:is|are|was|were)\b",
     r"^\W*(?:and )?there (?:is|are|was|were)\b(?:(?!observed|seen|present|described|detected|compared|measur)[^()])*\b"
     rf"{_EARLIER}(?: \([^)]*\))?\W*$",
 )
 HEDGE_BEFORE: Patterns = (
-    r"\b(?:possibl[ey]|probabl[ey]|suspected|suspicious|questionable|equivocal|may|might|could|cannot|can not|to exclude|"
-    r"to rule out|in terms of|concern for|differential)\b",
+    r"\b(?:possibl[ey]|probabl[ey]|suspected|suspicious|questionable|equivocal|may|might|could|cannot|can not|"
+    r"to exclude|to rule out|in terms of|concern for|differential)\b",
 )
 HEDGE_AFTER: Patterns = (
     r"^[^.;,()]{0,12}\?",
