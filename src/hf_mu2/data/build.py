@@ -135,25 +135,30 @@ def load_corpus(
         return datasets.IterableDatasetDict(streams) if split is None else streams[split]
 
     home = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "hf_mu2" / name
+    survey, tables = write_tables(name, root, home, **options)
+    opened = {
+        part: datasets.Dataset.from_file(str(tables / f"{part}.arrow"), split=datasets.NamedSplit(part))
+        for part in _wanted(survey, name, root, split)
+    }
+    return datasets.DatasetDict(opened) if split is None else opened[split]
+
+
+def write_tables(name: str, root: str | Path, home: Path, **options: Any) -> tuple[Survey, Path]:
+    """Write an Arrow table per split and `drops.json` into a folder of `home` named by the rows; return the folder."""
     home.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=PARTIAL, dir=home, ignore_cleanup_errors=True) as folder:
         staging = Path(folder)
         with _Tables(staging, study_features(lazy_nifti=False)) as tables:
             survey = survey_corpus(name, root, tables.add, **options)
-        wanted = _wanted(survey, name, root, split)
         final = home / survey.digest
         if not final.exists():
             if survey.is_lazy:
                 for part in survey.studies:
                     _make_lazy(staging / f"{part}.arrow", study_features())
             replace_text(staging / "drops.json", json.dumps(survey.drops.to_dict(), indent=2) + "\n")
-            with suppress(OSError):  # another process was first with the same table
+            with suppress(OSError):  # another process was first with the same tables
                 staging.rename(final)
-    opened = {
-        part: datasets.Dataset.from_file(str(final / f"{part}.arrow"), split=datasets.NamedSplit(part))
-        for part in wanted
-    }
-    return datasets.DatasetDict(opened) if split is None else opened[split]
+    return survey, final
 
 
 @dataclass(frozen=True)

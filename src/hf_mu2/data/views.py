@@ -6,6 +6,7 @@ applies one to a whole dataset. Rows keep `study_id`, `patient_id` and `egress`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 
 Row = Mapping[str, Any]
+logger = logging.getLogger(__name__)
 
 
 def report_text(study: Row, target: str = "report") -> str:
@@ -91,37 +93,18 @@ def view_dataset(
     Raises:
         ValueError: for an unknown view or option, for a dataset that is not one of studies, or if no row is left.
     """
-    from datasets import Dataset, IterableDataset, List, Nifti
-
-    make_rows = view_function(view, **options)
-    if isinstance(dataset, dict):
-        return type(dataset)({split: view_dataset(part, view, **options) for split, part in dataset.items()})
-    columns = dataset.features or {}
-    if "images" not in columns or "egress" not in columns:
-        raise ValueError(
-            f"A view starts from studies, got a dataset with the columns {list(columns)}. Open one with `load_corpus`."
+    if not isinstance(dataset, dict):
+        rows = _view(dataset, view, options)
+        _refuse_empty({view: rows}, view)
+        return rows
+    viewed = {split: _view(part, view, options) for split, part in dataset.items()}
+    _refuse_empty(viewed, view)
+    filled = {split: rows for split, rows in viewed.items() if _may_have_rows(rows)}
+    if len(filled) < len(viewed):
+        logger.warning(
+            "The view %s has no rows of %s: left out.", view, ", ".join(sorted(set(viewed) - set(filled)))
         )
-    features = view_features(view, columns["images"])
-    # Paths, not nibabel objects: opening thousands of headers only to write their names again takes minutes.
-    entries = columns["images"].feature
-    stored = List(Nifti(decode=False)) if isinstance(entries, Nifti) else columns["images"]
-    arguments = {
-        "batched": True,
-        "batch_size": 64,
-        "remove_columns": list(columns),
-        "fn_kwargs": {"make_rows": make_rows, "names": list(features), "options": options},
-    }
-    studies = dataset.cast_column("images", stored)
-    if isinstance(dataset, IterableDataset):
-        return studies.map(_view_batch, **arguments).cast(features)
-    assert isinstance(studies, Dataset)
-    rows = studies.map(_view_batch, features=features, desc=f"view {view}", **arguments)
-    if not len(rows):
-        raise ValueError(
-            f"The view `{view}` needs studies that have what it asks for, none of {len(dataset)} has. "
-            "`hf-mu2 data inspect` counts texts, questions and volumes."
-        )
-    return rows
+    return type(dataset)(filled)
 
 
 def view_function(view: str, **options: Any) -> Callable[..., list[dict[str, Any]]]:
@@ -155,6 +138,50 @@ def view_features(view: str, images: Any) -> Features:
     if view == "vqa":
         columns |= {"options": List(text), "kind": text}
     return Features(columns)
+
+
+def _view(
+    dataset: Dataset | IterableDataset, view: str, options: Mapping[str, Any]
+) -> Dataset | IterableDataset:
+    from datasets import IterableDataset, List, Nifti
+
+    columns = dataset.features or {}
+    if "images" not in columns or "egress" not in columns:
+        raise ValueError(
+            f"A view starts from studies, got a dataset with the columns {list(columns)}. Open one with `load_corpus`."
+        )
+    features = view_features(view, columns["images"])
+    # Paths, not nibabel objects: opening thousands of headers only to write their names again takes minutes.
+    entries = columns["images"].feature
+    stored = List(Nifti(decode=False)) if isinstance(entries, Nifti) else columns["images"]
+    arguments = {
+        "batched": True,
+        "batch_size": 64,
+        "remove_columns": list(columns),
+        "fn_kwargs": {
+            "make_rows": view_function(view, **options),
+            "names": list(features),
+            "options": options,
+        },
+    }
+    studies = dataset.cast_column("images", stored)
+    if isinstance(studies, IterableDataset):
+        return studies.map(_view_batch, **arguments).cast(features)
+    return studies.map(_view_batch, features=features, desc=f"view {view}", **arguments)
+
+
+def _may_have_rows(rows: Dataset | IterableDataset) -> bool:
+    from datasets import Dataset
+
+    return not isinstance(rows, Dataset) or len(rows) > 0
+
+
+def _refuse_empty(viewed: Mapping[str, Dataset | IterableDataset], view: str) -> None:
+    if not any(map(_may_have_rows, viewed.values())):
+        raise ValueError(
+            f"The view `{view}` needs studies that have what it asks for, and none has. `hf-mu2 data inspect` counts "
+            "texts, questions and volumes."
+        )
 
 
 def _view_batch(
