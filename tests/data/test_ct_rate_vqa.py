@@ -1,0 +1,122 @@
+"""The question files of CT-RATE: read in blocks, taken apart, damage told."""
+
+import io
+import json
+import tracemalloc
+
+import pytest
+
+from hf_mu2.data.corpus import CorpusError, Drops
+from hf_mu2.data.ct_rate_names import volume_key
+from hf_mu2.data.ct_rate_vqa import VqaIndex, json_items, read_item
+
+
+def item(question: str, answer: str, kind: str = "", image: str = "train_1_a_1.nii.gz") -> dict:
+    asked = {"from": "human", "type": kind, "value": f"<image>\n{question}"}
+    return {"id": "0", "image": image, "conversations": [asked, {"from": "gpt", "value": answer}]}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_places_are_bytes_whatever_the_letters_and_however_blocks_fall(indent, bom):
+    items = [item(f"Größe {n} µ² “{'x' * (n * 3_701 % 90_000)}”?", "ğ" * (n % 7) + ".") for n in range(120)]
+    content = bom + json.dumps(items, ensure_ascii=False, indent=indent).encode()
+    assert len(content) > 3 * 2**20  # several blocks
+    places = [(start, end) for start, end, _ in json_items(io.BytesIO(content), "x.json")]
+    assert [json.loads(content[start:end]) for start, end in places] == items
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b'[{"id": 1}', b'[{"id": 1}, {"id', b'[{"id": nought}]']
+)
+def test_a_damaged_file_is_told(content):
+    with pytest.raises(CorpusError, match=r"`x.json` must"):
+        list(json_items(io.BytesIO(content), "x.json"))
+
+
+def test_a_large_file_is_never_held(tmp_path):
+    path = tmp_path / "train_vqa.json"
+    with path.open("w") as stream:
+        stream.write("[")
+        for n in range(20_000):
+            stream.write(
+                (n > 0) * ","
+                + json.dumps(item("Where? " * 150, f"Here {n}.", image=f"train_{n + 1}_a_1.nii.gz"))
+            )
+        stream.write("]")
+    assert path.stat().st_size > 22e6
+    tracemalloc.start()
+    with VqaIndex(path, volume_key, Drops()) as index:
+        assert index.questions(["train_20000_a_1"])[0]["answer"] == "Here 19999."
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 14e6
+
+
+def test_questions_of_all_reconstructions_come_once_and_articles_are_noted(tmp_path):
+    items = [
+        item("Is it big?", "No."),
+        item("Is it big?", "No.", image="train_1_a_2.nii.gz"),
+        item("Where?", "Left.", image="train_1_a_2.nii.gz"),
+        item("Other?", "Yes.", image="train_1_b_1.nii.gz"),
+        {"id": "article_1", "conversations": []},
+    ]
+    (tmp_path / "vqa.json").write_text(json.dumps(items))
+    drops = Drops()
+    with VqaIndex(tmp_path / "vqa.json", volume_key, drops) as index:
+        assert [q["question"] for q in index.questions(["train_1_a_1", "train_1_a_2"])] == [
+            "Is it big?",
+            "Where?",
+        ]
+        assert index.questions(["train_9_a_1"]) == []
+    assert drops.notes == {"questions about an article, without a volume": 1}
+
+
+def test_marks_go_and_kinds_stay():
+    (question,) = read_item(item("Is there\n an effusion?<short_answer>", " Yes. "))
+    assert question == {"question": "Is there an effusion?", "answer": "Yes.", "kind": "short_answer"}
+    (question,) = read_item(item("Describe.<long_answer>", "Long.", kind="free_response"))
+    assert question["kind"] == "long_answer"
+    assert read_item(item("", "Yes.")) == [] and read_item(item("Is it?", " ")) == []
+
+
+def test_a_conversation_gives_a_question_per_turn():
+    turns = [
+        ("human", "<image>\nWhat?"),
+        ("gpt", "A nodule."),
+        ("human", "Where?"),
+        ("gpt", "Left."),
+        ("human", "So?"),
+    ]
+    conversation = [{"from": who, "type": "conversation", "value": text} for who, text in turns]
+    questions = read_item({"conversations": conversation})
+    assert [(q["question"], q["answer"], q["kind"]) for q in questions] == [
+        ("What?", "A nodule.", "long_answer"),
+        ("Where?", "Left.", "long_answer"),
+    ]
+
+
+@pytest.mark.parametrize("answer", ["(b) Left lung", "b) Left lung", "(B)", "b", "Left lung"])
+def test_a_multiple_choice_is_taken_apart(answer):
+    text = "Where is it? (a) Right lung, (b) Left lung, (c) Heart<multiple_choice>"
+    (question,) = read_item(item(text, answer, kind="multiple_choice"))
+    assert question == {
+        "question": "Where is it?",
+        "options": ["Right lung", "Left lung", "Heart"],
+        "answer": "Left lung",
+        "kind": "multiple_choice",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Where? (a) Right (b) Left", "(d) Heart"),
+        ("Where? (a) Right (c) Left", "(a) Right"),
+        ("Where? (a) Right (b) Right", "(a) Right"),
+        ("Where? Right or left", "Right"),
+    ],
+)
+def test_a_multiple_choice_written_otherwise_stays_as_it_is(text, answer):
+    (question,) = read_item(item(text, answer, kind="multiple_choice"))
+    assert question == {"question": text, "answer": answer, "kind": "multiple_choice"}
