@@ -165,3 +165,32 @@ def embed(
     num_studies = len(studies.ids) - len(failed)
     print_result({"out": str(out), "num_studies": num_studies}, f"{num_studies} embeddings: {out}", as_json)
     refuse_failed(failed)
+
+
+@app.command()
+def choose(
+    dataset: Annotated[
+        Path, typer.Argument(help="Folder of the vqa view, see `hf-mu2 data build --view vqa`.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSONL file to write; a summary goes beside it.")],
+    model: Model = None,
+    split: Split = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer multiple-choice questions.
+
+    By the likelihood of each option, with and without the volume: the second is the floor.
+    """
+    from datasets import load_dataset
+
+    from hf_mu2.reporting.choices import answer_choices
+    from hf_mu2.reporting.inference import load_reader
+
+    rows = load_dataset(str(dataset), split=split or "test")
+    summary = answer_choices(rows, out, load_reader(model), show_progress=sys.stderr.isatty())
+    seen, blind = summary["with_volume"], summary["text_only"]
+    line = (
+        f"{summary['questions']} questions: {seen['accuracy']:.3f} with the volume "
+        f"({seen['low']:.3f}-{seen['high']:.3f}), {blind['accuracy']:.3f} without"
+    )
+    print_result(summary, line, as_json)
