@@ -1,0 +1,212 @@
+"""Upload a folder of volumes and metadata to the Hub as a dataset, after looking at what is in it.
+
+Reads: a folder that `load_dataset` opens, with its card in `README.md`.
+Writes: a dataset repository that holds the same files; nothing is packed into Parquet.
+"""
+
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hf_mu2.data.build import CORPORA, corpus_info
+from hf_mu2.data.corpus import CorpusInfo
+
+from .upload_checks import find_patient_data, find_secrets, list_files, read_documents
+
+CARD = "README.md"
+MAX_TABLE_BYTES = 2**30
+_ROWS = (".jsonl", ".csv", ".tsv")
+_SOURCE_KEYS = (
+    "corpus",
+    "corpora",
+    "dataset",
+    "datasets",
+    "pretty_name",
+    "source",
+    "sources",
+    "source_datasets",
+)
+
+
+class PublishError(ValueError):
+    """A folder that may not, or should not, be uploaded as it is."""
+
+
+@dataclass(frozen=True)
+class UploadPlan:
+    """What an upload would send.
+
+    Args:
+        files (`tuple`): Name in the repository and bytes of every file.
+        left (`tuple[str, ...]`): Files of the folder that stay, such as unfinished ones.
+        card (`str`): The card as it will be shown.
+    """
+
+    folder: Path
+    files: tuple[tuple[str, int], ...]
+    left: tuple[str, ...]
+    card: str
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(size for _, size in self.files)
+
+
+def plan_dataset(folder: str | Path) -> UploadPlan:
+    """List what an upload of a folder would send, and refuse what must not be sent. Touches no network.
+
+    Raises:
+        PublishError: naming every reason: no card or licence, a corpus that may not be redistributed, text that may not
+            leave the machine, credentials, what names patients, links to outside, one giant table, nothing to load.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PublishError(f"A dataset to publish is a folder, `{folder}` is none. Check the path.")
+    files, left = list_files(folder)
+    problems = [*_card_problems(folder), *_source_problems(folder, files)]
+    problems += [*find_secrets(folder, files), *find_patient_data(folder, files)]
+    problems += [
+        f"`{name}` is one table of {(folder / name).stat().st_size / 2**30:.1f} GiB: keep volumes as files beside "
+        "their metadata, so that readers fetch what they need"
+        for name in files
+        if name.endswith((".parquet", ".arrow")) and (folder / name).stat().st_size > MAX_TABLE_BYTES
+    ]
+    if problems:
+        shown = "\n".join(f"- {problem}" for problem in problems[:20])
+        more = f"\n- and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise PublishError(f"`{folder}` is not uploaded, and nothing was sent:\n{shown}{more}")
+    sizes = tuple((name, (folder / name).stat().st_size) for name in files)
+    return UploadPlan(folder, sizes, tuple(left), (folder / CARD).read_text(encoding="utf-8"))
+
+
+def publish_dataset(
+    folder: str | Path, repo_id: str, *, private: bool = True, token: str | None = None
+) -> str:
+    """Upload a folder as a dataset and return its address. A broken upload continues when it is run again.
+
+    Args:
+        private (`bool`): Make the repository private. One that exists must already be what is asked for.
+        token (`str`, *optional*): Access token with the right to write; that of `hf auth login` when not given.
+
+    Raises:
+        PublishError: if the folder may not be uploaded, see `plan_dataset`, or the repository is public where a
+            private one was asked for, or the reverse.
+    """
+    from huggingface_hub import HfApi
+
+    plan = plan_dataset(folder)
+    api = HfApi(token=token)
+    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    is_private = bool(api.dataset_info(url.repo_id).private)
+    if is_private != private:
+        raise PublishError(
+            f"`{url.repo_id}` exists and is {'private' if is_private else 'public'}, asked for was "
+            f"{'private' if private else 'public'}. Change its visibility in its settings, or ask for what it is."
+        )
+    api.upload_folder(
+        repo_id=url.repo_id,
+        folder_path=plan.folder,
+        repo_type="dataset",
+        commit_message=f"Upload {len(plan.files)} files",
+        ignore_patterns=[glob.escape(name) for name in plan.left],
+    )
+    missing = {name for name, _ in plan.files} - set(api.list_repo_files(url.repo_id, repo_type="dataset"))
+    if missing:
+        raise OSError(
+            f"Every file must arrive, {len(missing)} of {len(plan.files)} did not, e.g. `{min(missing)}`. Run the "
+            "command again: what is there is not sent twice."
+        )
+    return str(url)
+
+
+def _card_problems(folder: Path) -> Iterator[str]:
+    path = folder / CARD
+    if not path.is_file():
+        yield f"it has no card: write `{CARD}` with `hf-mu2 publish dataset-card`"
+    elif not card_data(path).get("license"):
+        yield f"its card `{CARD}` names no `license` in its header"
+
+
+def card_data(path: Path) -> dict[str, Any]:
+    """Return the header of a card.
+
+    Raises:
+        PublishError: if it is no YAML.
+    """
+    import yaml
+    from huggingface_hub import DatasetCard
+
+    try:
+        return DatasetCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    except (yaml.YAMLError, ValueError) as error:
+        raise PublishError(
+            f"The header of a card is YAML, that of `{path}` is not: {error}. Mend it."
+        ) from error
+
+
+def _source_problems(folder: Path, files: list[str]) -> Iterator[str]:
+    """Say which corpora a folder comes from that may not be handed on, and how much of its text may not leave."""
+    infos = [info for info in map(corpus_info, CORPORA) if not info.redistributable]
+    closed = {name: info for info in infos for name in _names(info)}
+    named: dict[str, list[str]] = {}  # corpus -> where it is named
+
+    def look(values: Iterable[str], place: str) -> None:
+        for title in {closed[name].title for name in map(_plain, values) if name in closed}:
+            named.setdefault(title, []).append(place)
+
+    if (folder / CARD).is_file():
+        text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+        look(_sources(card_data(folder / CARD)), f"the header of `{CARD}`")
+        look((info.name for info in infos if info.url and info.url in text), f"`{CARD}`")
+    for name in files:
+        if name.endswith(".json") and "manifest" in PurePosixPath(name).name:
+            look((text for value in read_documents(folder / name) for text in _sources(value)), f"`{name}`")
+        elif name.endswith(_ROWS):
+            corpora, num_kept = set(), 0
+            for row in read_documents(folder / name):
+                corpora.add(str(row.get("corpus", "")))
+                num_kept += str(row.get("egress")).lower() == "false"
+            look(sorted(corpora), f"`{name}`")
+            if num_kept:
+                yield f"`{name}` has {num_kept} rows whose text may not leave this machine (`egress` is false)"
+    for title, places in named.items():
+        yield (
+            f"it comes from {title}, which may not be redistributed, according to {', '.join(dict.fromkeys(places))}: "
+            "share the code that makes it, not the data"
+        )
+
+
+def _names(info: CorpusInfo) -> set[str]:
+    address = info.url.rstrip("/").split("/")
+    hub_id = "/".join(address[-2:]) if "/datasets/" in info.url else info.name
+    return {_plain(name) for name in (info.name, info.title, hub_id)}
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _sources(value: Any, key: str = "") -> Iterator[str]:
+    """Yield every text that stands under a key of `_SOURCE_KEYS`, at any depth."""
+    if isinstance(value, dict):
+        for inner_key, inner in value.items():
+            yield from _sources(inner, str(inner_key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _sources(inner, key)
+    elif isinstance(value, str) and key in _SOURCE_KEYS:
+        yield value
+
+
+def describe_plan(plan: UploadPlan) -> dict[str, Any]:
+    """Return a plan as JSON."""
+    return {
+        "folder": str(plan.folder),
+        "num_files": len(plan.files),
+        "num_bytes": plan.num_bytes,
+        "files": [{"path": name, "bytes": size} for name, size in plan.files],
+        "left": list(plan.left),
+        "card": plan.card,
+    }
