@@ -4,6 +4,7 @@
 write studies to disk.
 """
 
+from .benchmark import FIRST_SEED, RESOLUTIONS, SIZES, write_benchmark
 from .draw import Draw
 from .folder import write_phantoms
 from .generate import (
@@ -15,19 +16,29 @@ from .generate import (
     random_spacing,
     spoil,
 )
+from .pairs import CHANGES, PhantomPair, make_pair, pair_labels, write_pairs
 from .regions import ABDOMEN_LABELS, PREVALENCE, PROMPTS
 
 __all__ = [
     "ABDOMEN_LABELS",
+    "CHANGES",
     "DIFFICULTIES",
+    "FIRST_SEED",
     "GENERATOR_VERSION",
     "PREVALENCE",
     "PROMPTS",
+    "RESOLUTIONS",
+    "SIZES",
     "Draw",
     "Phantom",
+    "PhantomPair",
     "draw_labels",
+    "make_pair",
     "make_phantom",
+    "pair_labels",
     "random_spacing",
     "spoil",
+    "write_benchmark",
+    "write_pairs",
     "write_phantoms",
 ]

@@ -125,6 +125,12 @@ class AbdomenAnatomy:
         offset = np.array([side_sign(side) * (out - 0.2 * up), front - 0.14 * up, up])
         return self.kidney[side] + offset
 
+    def groin(self, side: str, out: float, z: float) -> np.ndarray:
+        """Return the point under the skin of the groin, before the muscles, `out` mm beside the midline."""
+        y = np.arange(0.0, 130.0)
+        deep = self.cavity(np.full_like(y, z), y, np.full_like(y, out)) > -self.muscle - 15
+        return np.array([side_sign(side) * out, y[~deep & (y > 30)][0], z])
+
     # Curves shared by anatomy and findings.
 
     def aorta(self) -> np.ndarray:
@@ -212,7 +218,7 @@ def _walls(a: AbdomenAnatomy, c: Canvas, cavity: np.ndarray) -> None:
     c.paint(EVERYWHERE, c.occupancy(body), 10)
     c.paint(EVERYWHERE, c.occupancy(body - 2), a.fat_hu)
     wobble = 2.5 * c.noise_field(stream(a.seed, "abdominal wall"), 40)
-    thick = a.muscle + 26 * np.clip((-c.z - 80) / 50, 0, 1)
+    thick = a.muscle + 26 * np.clip((-c.z - 80) / 50, 0, 1) * np.clip((25 - c.y) / 30, 0, 1)
     c.paint(EVERYWHERE, c.occupancy(np.minimum(body - 0.62 * a.fat + wobble, cavity + thick)), a.muscle_hu)
     for side in SIDES:  # erector spinae
         across = (c.x * side_sign(side) - 29) / 26

@@ -208,10 +208,15 @@ def _aneurysm(scene: AbdomenScene, rng: np.random.Generator) -> list[Finding]:
     x, y, _ = a.aorta()[5]
     center = (x, y + diameter / 2 - a.aorta_radius, -16.0)
     bit = BIT["Aortic aneurysm"]
-    c.ball(center, np.array([0.5, 0.5, 0.75]) * diameter, 45, bit)  # wall and thrombus
+    found = c.ellipsoid(center, np.array([0.5, 0.5, 0.75]) * diameter)
+    assert found is not None  # the aorta lies in every field of view
+    region, share = found
+    c.paint(region, share, 45, bit)  # wall and thrombus
+    sac = np.zeros(c.shape, np.float32)
+    sac[region] = share
     lumen = np.array([0.5, 0.5, 0.8]) * diameter * rng.uniform(0.62, 0.9)
-    c.ball(np.array(center) - (0, 0.03 * diameter, 0), lumen, a.artery_hu)
-    c.line(a.aorta()[4:], a.aorta_radius, a.artery_hu)
+    c.ball(np.array(center) - (0, 0.03 * diameter, 0), lumen, a.artery_hu, within=sac)
+    c.line(a.aorta(), a.aorta_radius, a.artery_hu, within=sac)
     return [Finding("Aortic aneurysm", None, "infrarenal", 1, float(round(diameter)), None)]
 
 
@@ -247,9 +252,7 @@ def _lymph_nodes(scene: AbdomenScene, rng: np.random.Generator) -> list[Finding]
     stations = {
         "para-aortic": [(-30, y + 28, 8), (-31, y + 26, -26), (4, y + 50, -34), (36, y + 30, -8)],
         "mesenteric": [(14, y + 72, -22), (-16, y + 76, -34), (6, y + 80, -58)],
-        "inguinal": [
-            (side_sign(drawn) * x, 52 + dy, z) for x, dy, z in ((66, 0, -186), (82, -4, -178), (54, 3, -170))
-        ],
+        "inguinal": [a.groin(drawn, out, z) for out, z in ((60, -190), (74, -172), (50, -166))],
     }[region]
     count = int(rng.integers(1, len(stations) + 1))
     largest = 0.0

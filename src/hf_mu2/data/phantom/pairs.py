@@ -58,6 +58,17 @@ _LARGE_MM = {
     "Splenomegaly": 165,
 }
 SHRINK = 0.6
+# Voxels further from both masks than this are equal. Some findings have a halo that their mask leaves out: compressed
+# lung along fluid, faint ground glass around a core, a layer of fluid thinner than half a voxel.
+REACH_MM = 14.0
+_HALO_MM = {
+    "Consolidation": 45.0,
+    "Emphysema": 40.0,
+    "Interlobular septal thickening": 28.0,
+    "Lung opacity": 80.0,
+    "Pericardial effusion": 45.0,
+    "Pleural effusion": 80.0,
+}
 _NUM_VARIANTS = 60  # the rarest wanted draw, peribronchial thickening of one side, is one in five
 
 
@@ -75,6 +86,11 @@ class PhantomPair:
     second: Phantom
     label: str
     change: str
+
+    @property
+    def reach_mm(self) -> float:
+        """Return how far from the masks of the finding voxels may differ."""
+        return _HALO_MM.get(self.label, REACH_MM)
 
 
 def pair_labels(change: str, region: str = "chest") -> tuple[str, ...]:
@@ -99,7 +115,7 @@ def make_pair(
 ) -> PhantomPair:
     """Make two studies of one patient that differ in one finding.
 
-    Voxels differ only in the finding's masks and within `REACH_MM` of them, and reports only in what they say about
+    Voxels differ only in the finding's masks and within `reach_mm` of them, and reports only in what they say about
     the finding. Both studies keep the other findings that the seed draws, but for those in the place that a change of
     side needs.
 
