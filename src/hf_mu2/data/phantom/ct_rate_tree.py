@@ -120,7 +120,7 @@ def _write_part(
             for version in versions:
                 folder = base / (f"{folder_word}_fixed" if version == "fixed" else folder_word)
                 stored = image if version == "fixed" else v1_image(image, scan.scanner[2])
-                _save(stored, folder / scan.name.rsplit("_", 1)[0] / scan.name / name)
+                save_image(stored, folder / scan.name.rsplit("_", 1)[0] / scan.name / name)
             reports.append(_report_row(name, phantom, scan))
             labels.append([name, *phantom.labels.values()])
             metadata.append(_metadata_row(name, image, phantom, scan, number))
@@ -153,7 +153,8 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
     replace_text(path, text.getvalue())
 
 
-def _save(image: "nib.Nifti1Image", path: Path) -> None:
+def save_image(image: "nib.Nifti1Image", path: Path) -> None:
+    """Write a NIfTI under a temporary name, then rename it."""
     import nibabel as nib
 
     with replacing(path) as partial:

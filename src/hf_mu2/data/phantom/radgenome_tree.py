@@ -4,15 +4,17 @@ Reads: nothing; every study is computed from its seed.
 Writes: `dataset/` as on the Hub.
 """
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..study import FINDING_LABELS
 from .ct_rate_tree import save_image, write_table
 from .generate import Phantom, make_phantom
-from .report import Finding, write_report
+from .report import Finding, tell
+from .sentences import POSITIVES
 
 REGION_OF = {
     "Medical material": "bone",
@@ -26,6 +28,12 @@ REGION_OF = {
     "Peribronchial thickening": "trachea and bronchie",
     "Bronchiectasis": "trachea and bronchie",
 }  # all others: lung
+_QUESTION_COLUMNS = {
+    "abnormality": ("Anatomy", "Abnormality"),
+    "location": ("Anatomy", "Abnormality"),
+    "presence": ("Anatomy", "Finding", "Presence"),
+    "size": ("Anatomy", "Abnormality", "Size"),
+}
 SPACING = (5.0, 2.5, 2.5)
 
 
@@ -46,21 +54,28 @@ def write_radgenome_tree(
     out = Path(out)
     for part, word, num_patients in (("train", "train", num_train), ("valid", "validation", num_valid)):
         base = out / "dataset"
-        reports, disorders, questions = [], [], {kind: [] for kind in _QUESTION_COLUMNS}
+        reports: list[Sequence[Any]] = []
+        disorders: list[Sequence[Any]] = []
+        questions: dict[str, list[Sequence[Any]]] = {kind: [] for kind in _QUESTION_COLUMNS}
         for patient in range(1, num_patients + 1):
             phantom = make_phantom(seed, spacing=spacing, orientation="LPS", difficulty=difficulty)
             seed += 1
             name = f"{part}_{patient}_a_1.nii.gz"
             folder = base / f"{part}_preprocessed" / f"{part}_{patient}" / f"{part}_{patient}a"
             save_image(phantom.nifti(), folder / name)
-            by_region = _by_region(phantom)
-            for region, findings in by_region.items():
+            rng = random.Random(phantom.study_id)
+            for region, findings in _by_region(phantom).items():
                 mask = np.any([phantom.mask(finding.label) for finding in findings], axis=0)
                 masks = base / f"{part}_region_mask" / f"seg_{name.removesuffix('.nii.gz')}"
                 save_image(phantom.nifti(mask.astype(np.uint8)), masks / f"{region}.nii.gz")
-                reports.append((name, region, write_report(findings, phantom_seed(phantom)).impression))
                 for finding in findings:
-                    _ask(questions, name, region, finding)
+                    reports.append((name, region, tell(POSITIVES[finding.label], finding, rng)))
+                    thing = finding.label.lower()
+                    questions["abnormality"].append((name, region, thing))
+                    questions["location"].append((name, region, thing))
+                    questions["presence"].append((name, region, thing, "Yes"))
+                    if finding.size_mm is not None:
+                        questions["size"].append((name, region, thing, f"{finding.size_mm:.0f} mm"))
             reports.append((name, "", phantom.report.findings))
             present = [label.lower() for label, there in phantom.labels.items() if there]
             disorders.append((name, ", ".join(present) or "no findings"))
@@ -72,9 +87,9 @@ def write_radgenome_tree(
     return out
 
 
-_QUESTION_COLUMNS = {
-    "abnormality": ("Anatomy", "Abnormality"),
-    "location": ("Anatomy", "Abnormality"),
-    "presence": ("Anatomy", "Finding", "Presence"),
-    "size": ("Anatomy", "Abnormality", "Size"),
-}
+def _by_region(phantom: Phantom) -> dict[str, list[Finding]]:
+    """Group the findings of a phantom by the region that RadGenome would report them under."""
+    regions: dict[str, list[Finding]] = {}
+    for finding in phantom.findings:
+        regions.setdefault(REGION_OF.get(finding.label, "lung"), []).append(finding)
+    return regions
