@@ -259,7 +259,7 @@ def _make_lazy(path: Path, features: Features) -> None:
     index = schema.get_field_index("images")
     with (
         replacing(path) as partial,
-        pa.memory_map(str(path)) as source,
+        pa.OSFile(str(path)) as source,
         pa.ipc.open_stream(source) as batches,
         pa.ipc.new_stream(str(partial), schema) as writer,
     ):
