@@ -41,9 +41,10 @@ def _ascites(scene: AbdomenScene, rng: np.random.Generator) -> list[Finding]:
     a, c = scene.anatomy, scene.canvas
     amount = rng.uniform(0, 1)
     thickness = (9 + 15 * amount) * scene.scale
-    peritoneum = c.y - (a.center_y - 0.35 * a.half_depth)
+    wobble = 3 * c.noise_field(rng, 30)
+    peritoneum = c.y - (a.center_y - 0.35 * a.half_depth) + 4 * wobble
     wall = np.minimum(a.cavity(c.z, c.y, c.x), 0.8 * (a.dome_height(c.y, c.x) - c.z))
-    rim = np.minimum(thickness - wall + 3 * c.noise_field(rng, 30), peritoneum)
+    rim = np.minimum(thickness - wall + wobble, peritoneum)
     pelvis = np.minimum(-118 + 26 * amount - c.z, c.y + 28)
     share = np.maximum(c.occupancy(rim), c.occupancy(pelvis) * (c.hu < -40) * (c.hu > -200)) * scene.inside
     c.paint(EVERYWHERE, share, rng.uniform(4, 14), BIT["Ascites"])
