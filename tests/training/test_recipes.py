@@ -11,7 +11,7 @@ from hf_mu2.training.stages import STAGES
 
 pytest.importorskip("trl")
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-FULL = [name for name in NAMES if not name.endswith("-tiny")]
+FULL = [name for name in NAMES if not name.endswith("-tiny") and not name.startswith("demo-")]
 # What may differ between a recipe and its twin: how large, how long, on what machine, from which files.
 SIZE_FIELDS = {
     "model_name_or_path", "init.language_model", "init.vision_tower", "init.preset", "text_model", "preset",
@@ -39,7 +39,7 @@ def test_a_recipe_and_its_tiny_twin_differ_in_size_alone(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if read(name)["stage"] != "tower"])
 def test_a_recipe_parses_without_an_unknown_field(name):
     arguments, training, model = parse_recipe(name, ["--bf16", "false", "--use_cpu"])
-    assert arguments.stage in STAGES and training.output_dir == f"runs/{name}"
+    assert arguments.stage in STAGES and training.output_dir.startswith(("runs/", "demo-train/"))
     assert (arguments.init is None) != (model.model_name_or_path is None)
 
 

@@ -13,8 +13,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hf_mu2 import embedded_checkpoint
 
 from .stages import Stage, complete_lora, describe_parts, freeze, stage_of
 
@@ -119,6 +122,7 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     from hf_mu2.model.volume_mu2 import OutOfDomainWarning
 
     from .checkpoints import last_whole_checkpoint
+    from .curve import draw_curve
     from .monitor import VolumeMonitor
     from .record import RunRecord
     from .sft import StageSFTTrainer
@@ -151,6 +155,10 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     trainer.save_model(training.output_dir)
     record.end(trainer)
+    if find_spec("matplotlib") and trainer.is_world_process_zero():
+        draw_curve(
+            trainer.state.log_history, Path(training.output_dir) / "curve.png", find_recipe(recipe).stem
+        )
     trainer.end()
     return Path(training.output_dir)
 
@@ -207,6 +215,8 @@ def open_model(
 
     set_seed(training.seed)  # adapters start from random numbers
     source = model_arguments.model_name_or_path
+    if source == "embedded":
+        source = str(embedded_checkpoint())
     if arguments.init is not None:
         source = str(_assemble_once(arguments.init, Path(training.output_dir) / "start"))
     auto_model, auto_processor = (
