@@ -135,7 +135,7 @@ RULES: tuple[Rule, ...] = (
         "Lymphadenopathy",
         mention=(
             r"\b(?:ly[mn]ph?|lenf)(?:atic)?[ -]?(?:nod|gland)\w+(?! stations?)",
-            r"\b(?:ly[mn]ph?|lenf)?[ -]?aden(?:o|e)(?:path|megal)\w+",
+            r"\b(?:(?:ly[mn]ph?|lenf)[ -]?)?aden(?:o|e)(?:path|megal)\w+",
             r"\blaps?\b",
             r"\b(?:paratracheal|subcarinal|precarinal|hilar|mediastinal|axillary|prevascular|supraclavicular) nodes?\b",
             r"\bnodal (?:conglomerat|enlarge|metasta|mass)\w*",
@@ -214,7 +214,7 @@ RULES: tuple[Rule, ...] = (
             r"\b\w*fibro(?!ade|us|mu|mya|sarc|mat|glan|cal|lip|cys|ids?\b|sis)\w+(?! nodul)",
             r"(?<!pulmonary )(?<!parenchymal )(?<!interstitial )(?<!cystic )\bfibros[ie]s\b",
             r"\bfibro-?\s?atele\w+",
-            r"\b(?:sub|pleuro?|pleura)?(?:pleural|parenchymal)? ?\bbands\b",
+            r"\b(?:(?:sub)?pleural |(?:pleur[oa])?parenchymal )?bands\b",
             r"\b(?:parenchymal|pleuroparenchymal|subpleural) band",
             r"\bscar(?:s|red|ring)?\b",
             r"\bpleuroparenchymal recess\w+",

@@ -14,11 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from .label_rules import RULES
+from .label_rules import RULES, Rule
 from .statements import Status, any_of, clauses, even_text, item, sentences, status_of
 
 VERSION = "rules-2"
 LABELS: tuple[str, ...] = tuple(dict.fromkeys(rule.label for rule in RULES))
+
+Uncertain = Literal["positive", "negative", "ignore"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,7 @@ def find_labels(report: str) -> list[Evidence]:
     return sorted(found, key=lambda evidence: evidence.span)
 
 
-def label_report(
-    report: str, *, uncertain: Literal["positive", "negative", "ignore"] = "positive"
-) -> dict[str, int | None]:
+def label_report(report: str, *, uncertain: Uncertain = "positive") -> dict[str, int | None]:
     """Label one report: 1 where a finding is reported, 0 where it is denied or not mentioned.
 
     Args:
@@ -111,11 +111,11 @@ class Mention:
     end: int
 
 
-def mentions_in(sentence: str) -> tuple[Mention, ...]:
+def mentions_in(sentence: str, rules: tuple[CompiledRule, ...] | None = None) -> tuple[Mention, ...]:
     """Find every mention of the 18 labels in one sentence of an even text."""
     found = []
     parts: list[tuple[int, int]] = []
-    for rule in _compiled():
+    for rule in rules or _compiled():
         for match in rule.mention.finditer(sentence):
             start, end = match.span()
             parts = parts or clauses(sentence)
@@ -133,7 +133,7 @@ def mentions_in(sentence: str) -> tuple[Mention, ...]:
 
 
 @dataclass(frozen=True)
-class _CompiledRule:
+class CompiledRule:
     label: str
     mention: re.Pattern[str]
     require: re.Pattern[str] | None
@@ -142,11 +142,10 @@ class _CompiledRule:
     forbid_in_sentence: re.Pattern[str] | None
 
 
-@cache
-def _compiled() -> tuple[_CompiledRule, ...]:
-    """Compile the rule table on first use, so that importing this module stays cheap."""
+def compile_rules(rules: Iterable[Rule]) -> tuple[CompiledRule, ...]:
+    """Compile rows of the rule table."""
     return tuple(
-        _CompiledRule(
+        CompiledRule(
             rule.label,
             any_of(rule.mention),
             *(
@@ -154,5 +153,11 @@ def _compiled() -> tuple[_CompiledRule, ...]:
                 for patterns in (rule.require, rule.forbid, rule.forbid_in_item, rule.forbid_in_sentence)
             ),
         )
-        for rule in RULES
+        for rule in rules
     )
+
+
+@cache
+def _compiled() -> tuple[CompiledRule, ...]:
+    """Compile the rule table on first use, so that importing this module stays cheap."""
+    return compile_rules(RULES)

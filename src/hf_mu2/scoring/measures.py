@@ -107,6 +107,6 @@ def find_sizes(text: str) -> list[Size]:
             lengths.insert(0, float(part["number"].replace(",", ".")) * (10 if unit.startswith("c") else 1))
         if any((part["joint"] or "").strip().lower() in ("-", "–", "to") for part in parts):
             # A change ends at its last length, a range at its upper one.
-            lengths = [lengths[-1] if re.search(r"\bfrom\s*$", before) else max(lengths)]
+            lengths = [lengths[-1] if before.rstrip().lower().endswith(" from") else max(lengths)]
         sizes.append(Size(tuple(round(length, 3) for length in lengths), match.span()))
     return sizes

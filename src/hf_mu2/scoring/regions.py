@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
-from .labels import Mention, mentions_in
+from .labels import Mention, Uncertain, mentions_in
 from .measures import Side, SideMention, Size, find_sides, find_sizes, one_side
 from .region_rules import ABDOMEN, DENIAL, HEADS, ORGANS, Head
 from .statements import Status, any_of, clauses, even_text, sentences, status_of
@@ -24,7 +24,6 @@ ABDOMEN_LABELS: tuple[str, ...] = tuple(rule.label for rule in ABDOMEN)
 REGIONS: tuple[str, ...] = ("chest", "abdomen", "pelvis")
 
 Verdict = Literal["agrees", "differs", "unchecked"]
-Uncertain = Literal["positive", "negative", "ignore"]
 
 
 @dataclass(frozen=True)

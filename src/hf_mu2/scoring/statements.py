@@ -56,6 +56,7 @@ PSEUDO_NEGATION: Patterns = (
 # Between a negation and a mention, these end its reach.
 SCOPE_END: Patterns = (
     r"\b(?:which|that|causing|due to|secondary to|because|despite|since|compared|accompan\w+)\b",
+    r"\b(?:is|are|was|were) (?:now|observed as|seen as)\b",
     r":",
 )
 NEGATION_AFTER: Patterns = (
