@@ -87,6 +87,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_compared(corpora):
     assert list(found["unreadable"]) == ["a: s0 (train)"] and len(found["volumes"]) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(corpora):
     alone = find_overlap("folder", corpora[0], "folder", corpora[1])
     assert find_overlap("folder", corpora[0], "folder", corpora[1], num_workers=2) == alone

@@ -77,7 +77,7 @@ def export_corpus(
             "splits": wanted,
             "copy_volumes": copy_volumes,
             "options": options,
-            "rows_sha256": survey.digest,
+            "rows_digest": survey.digest,
         }
         _claim(out, settings)
         failed: dict[str, str] = {}

@@ -68,13 +68,13 @@ def read_studies(
             row = {column.strip().lower(): value for column, value in cells.items() if value is not None}
             where = f"row {number} of `{path.name}`"
             names = _volume_names(row, path, where)
-            study_id = str(row.get("study_id") or _stem(names)).strip()
+            study_id = _cell(row, "study_id") or _stem(names)
             if not study_id:
                 raise CorpusError(
                     f"A table of studies has the column `study_id` or one of {', '.join(VOLUME_COLUMNS)}, {where} has "
                     f"{list(cells)[:40]}. Rename the columns."
                 )
-            patient_id = str(row.get("patient_id") or study_id)
+            patient_id = _cell(row, "patient_id") or study_id
             split = _split(row, folder_split, patient_id, validation_share, test_share, where)
             if split_of.setdefault(patient_id, split) != split:
                 raise CorpusError(
@@ -104,7 +104,7 @@ def read_studies(
                     sections=sections,
                     labels=labels,
                     questions=questions,
-                    region=str(row.get("region") or "").lower(),
+                    region=_cell(row, "region").lower(),
                     metadata={column: row[column.lower()] for column in keep if column.lower() in row},
                 )
     for path in sorted(root.rglob("*")):
@@ -161,6 +161,11 @@ def _look_up(folder: Path, study_id: str) -> list[str]:
     return [name for name in candidates if (folder / name).exists()][:1]
 
 
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """Return a cell as text, `""` for one that is missing; 0 is a value."""
+    return str(row.get(column, "")).strip()
+
+
 def _stem(names: Sequence[str]) -> str:
     """Return the name of the first volume without folder and ending."""
     name = names[0].rstrip("/").rsplit("/", 1)[-1] if names else ""
@@ -176,7 +181,7 @@ def _split(
     test_share: float,
     where: str,
 ) -> str:
-    word = str(row.get("split") or folder_split).strip().lower()
+    word = (_cell(row, "split") or folder_split).lower()
     if not word:
         share = share_of(patient_id)
         return (
@@ -195,10 +200,10 @@ def _split(
 
 def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return findings, impression, indication and technique, and the other sections of a `report` column."""
-    texts: dict[str, Any] = {name: str(row.get(name) or "").strip() for name in TEXTS}
-    parsed = dict(split_sections(str(row.get("report") or "")))
+    texts: dict[str, Any] = {name: _cell(row, name) for name in TEXTS}
+    parsed = dict(split_sections(_cell(row, "report")))
     if "report" in parsed:  # no headings: all of it is findings
-        parsed = {"findings": str(row["report"]).strip()}
+        parsed = {"findings": _cell(row, "report")}
     parsed.setdefault("indication", parsed.pop("history", ""))
     for name in TEXTS:
         texts[name] = texts[name] or parsed.pop(name, "")
@@ -249,7 +254,7 @@ def _parsed(cell: Any) -> Any:
 
 def _reference(path: Path, row: Mapping[str, Any]) -> str:
     """Return the path, with the series or channel that the row asks for."""
-    series, channel = str(row.get("series") or "").strip(), str(row.get("channel") or "").strip()
+    series, channel = _cell(row, "series"), _cell(row, "channel")
     if not series and not channel:
         return str(path)
     return volume_reference(

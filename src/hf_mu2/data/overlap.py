@@ -14,8 +14,9 @@ without punctuation. Texts below `min_words` are left alone, since normal studie
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
@@ -80,15 +81,20 @@ def find_overlap(
             for entry in row["images"] if read_volumes else ():
                 yield entry, label
 
-    for side, name, root, options in (("a", name_a, root_a, options_a), ("b", name_b, root_b, options_b)):
-        counts = facts[side] = {"corpus": name, "volumes": 0, "reports": 0}
-        rows = read_corpus(name, root, **(options or {}))
-        for label, key, problem in _hash_volumes(entries(side, rows, counts), hashes, num_workers, name):
-            if key is None:
-                unreadable[f"{side}: {label}"] = problem
-            else:
-                counts["volumes"] += 1
-                _place(volumes, key, side, label)
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[tuple[str | None, str]]] = map
+        if num_workers > 1:
+            run = stack.enter_context(ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))).map
+        for side, name, root, options in (("a", name_a, root_a, options_a), ("b", name_b, root_b, options_b)):
+            counts = facts[side] = {"corpus": name, "volumes": 0, "reports": 0}
+            found = entries(side, read_corpus(name, root, **(options or {})), counts)
+            shown = tqdm(found, desc=f"hash {name}", unit=" volumes", disable=None)
+            for label, key, problem in _hash_volumes(shown, hashes, run, 8 * num_workers):
+                if key is None:
+                    unreadable[f"{side}: {label}"] = problem
+                else:
+                    counts["volumes"] += 1
+                    _place(volumes, key, side, label)
     return {
         **facts,
         "volumes": _shared(volumes),
@@ -157,24 +163,22 @@ class _HashFile:
 
 
 def _hash_volumes(
-    entries: Iterable[tuple[str, str]], hashes: _HashFile, num_workers: int, title: str
+    entries: Iterable[tuple[str, str]],
+    hashes: _HashFile,
+    run: Callable[..., Iterable[tuple[str | None, str]]],
+    batch_size: int,
 ) -> Iterator[tuple[str, str | None, str]]:
     """Yield each label with the hash of its volume, or `None` and what is wrong with it."""
-    keyed = ((entry, label, hashes.key(entry)) for entry, label in entries)
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        for batch in in_batches(
-            tqdm(keyed, desc=f"hash {title}", unit=" volumes", disable=None), 8 * num_workers
-        ):
-            todo = [entry for entry, _, key in batch if hashes.get(key) is None]
-            read = map(_try_hash, todo) if num_workers == 1 else pool.map(_try_hash, todo)
-            results = dict(zip(todo, read))
-            for entry, label, key in batch:
-                voxels, problem = hashes.get(key), ""
-                if voxels is None:
-                    voxels, problem = results[entry]
-                    if voxels is not None:
-                        hashes.add(key, voxels)
-                yield label, voxels, problem
+    for batch in in_batches(((entry, label, hashes.key(entry)) for entry, label in entries), batch_size):
+        todo = [entry for entry, _, key in batch if hashes.get(key) is None]
+        results = dict(zip(todo, run(_try_hash, todo)))
+        for entry, label, key in batch:
+            voxels, problem = hashes.get(key), ""
+            if voxels is None:
+                voxels, problem = results[entry]
+                if voxels is not None:
+                    hashes.add(key, voxels)
+            yield label, voxels, problem
 
 
 def _try_hash(entry: str) -> tuple[str | None, str]:
