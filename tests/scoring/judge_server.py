@@ -66,6 +66,11 @@ def assess(prompt: str, attempt: int = 0) -> Answer:
     )
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # connections that may wait; the default of 5 turns some away
+
+
 class JudgeServer:
     """A server on a free port of this machine that follows a script, and counts who asked what.
 
@@ -82,8 +87,7 @@ class JudgeServer:
         self._num_open = 0
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     @property

@@ -178,6 +178,11 @@ def test_reports_that_do_not_say_may_be_let_go_and_those_that_forbid_may_not():
         judge.prompts([Pair("a", "b", False)])
 
 
+def test_text_is_no_permission():
+    with pytest.raises(ValueError, match="true, false or null, got `'false'`"):
+        Judge(EndpointBackend("https://judge.example.org/v1", "m"), T).prompts([Pair("a", "b", "false")])
+
+
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.0.1", "[::1]"])
 def test_this_machine_may_judge_everything(host):
     assert Judge(EndpointBackend(f"http://{host}:8000/v1", "m"), T).prompts([Pair("a", "b", False)])
@@ -196,6 +201,22 @@ def test_a_row_or_its_reference_may_forbid(tmp_path):
     judge = Judge(EndpointBackend("https://judge.example.org/v1", "m"), T)
     with pytest.raises(ValueError, match="1 of 1 may not"):
         score_file(rows, tmp_path / "out.jsonl", judge, references=references)
+    references.write_text('{"study_id": "s1", "reference": "a", "egress": "no"}\n')
+    with pytest.raises(ValueError, match="true, false or null"):
+        score_file(rows, tmp_path / "out.jsonl", judge, references=references)
+
+
+def test_rows_that_allow_it_are_sent(tmp_path, monkeypatch):
+    """With this machine's server standing in for one elsewhere."""
+    monkeypatch.setattr(green, "is_loopback", lambda host: False)
+    rows = write_rows(tmp_path / "rows.jsonl", 2, egress=True)
+    with JudgeServer() as server:
+        assert (
+            len(
+                read(score_file(rows, tmp_path / "out.jsonl", Judge(EndpointBackend(server.url, "m"), T)).out)
+            )
+            == 2
+        )
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -253,6 +274,25 @@ def test_scores_of_two_judges_do_not_share_a_file(tmp_path, rows):
         score_file(rows, tmp_path / "out.jsonl", Judge(EndpointBackend(server.url, "m"), T))
         with pytest.raises(ValueError, match="Scores of different judges are not mixed"):
             score_file(rows, tmp_path / "out.jsonl", Judge(EndpointBackend(server.url, "n"), T))
+
+
+def test_a_finished_file_is_replaced_by_the_same_scores_only(tmp_path, rows):
+    with JudgeServer() as server:
+        judge = Judge(EndpointBackend(server.url, "m"), T)
+        first = score_file(rows, tmp_path / "out.jsonl", judge).out.read_bytes()
+        asked = server.asked.total()
+        assert score_file(rows, tmp_path / "out.jsonl", judge).out.read_bytes() == first
+        assert server.asked.total() == asked
+        with rows.open("a") as file:
+            file.write('{"study_id": "new", "reference": "a", "candidate": "b"}\n')
+        with pytest.raises(ValueError, match="scores of other reports"):
+            score_file(rows, tmp_path / "out.jsonl", judge)
+        (tmp_path / "out.jsonl").unlink()
+        assert len(read(score_file(rows, tmp_path / "out.jsonl", judge).out)) == 25
+        assert server.asked.total() == asked + 1
+    (tmp_path / "foreign.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="Name another output file"):
+        score_file(rows, tmp_path / "foreign.jsonl", judge)
 
 
 def test_failed_studies_are_asked_again_and_only_these(tmp_path, rows):

@@ -1,6 +1,7 @@
 """The replies on disk: nothing lost, nothing doubled, wherever a process was killed."""
 
 import json
+import os
 
 import pytest
 
@@ -65,6 +66,15 @@ def test_failures_are_kept_apart_and_make_way_for_a_reply(tmp_path):
         cache.add({"a": Reply("x", "stop")}, {})
     again = ReplyCache(tmp_path / "c")
     assert set(again.replies) == {"a"} and "b" in again.failures
+
+
+def test_of_two_failures_the_last_is_told(tmp_path):
+    for second, error in enumerate(("first", "second", "third")):
+        path = write(tmp_path / error, {"a": Reply(error=error)})
+        os.utime(path, (second, second))
+        (tmp_path / "c").mkdir(exist_ok=True)
+        path.rename(tmp_path / "c" / path.name)
+    assert ReplyCache(tmp_path / "c").failures["a"].error == "third"
 
 
 def test_a_folder_without_replies_is_not_made(tmp_path):

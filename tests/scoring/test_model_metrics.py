@@ -1,6 +1,6 @@
 """Metrics with models of their own: BERTScore with a tiny model, the others with a stand-in for radeval."""
 
-import subprocess
+import runpy
 import sys
 import types
 
@@ -132,6 +132,15 @@ def test_another_radeval_is_refused_because_its_models_are_not_known(radeval, mo
         ratescore(REFERENCES, CANDIDATES)
 
 
+def test_a_radeval_without_its_dependencies_says_so(radeval, monkeypatch):
+    def fail(self, **_):
+        raise ModuleNotFoundError("No module named 'medspacy'")
+
+    monkeypatch.setattr(FakeRadEval, "__init__", fail)
+    with pytest.raises(ImportError, match=r"medspacy.*hf_mu2\[radeval\]"):
+        ratescore(REFERENCES, CANDIDATES)
+
+
 @pytest.mark.parametrize(
     ("package", "extra", "metric"), [("bert_score", "bertscore", bertscore), ("radeval", "radeval", crimson)]
 )
@@ -147,6 +156,7 @@ def test_lists_that_do_not_pair_up_are_refused(metric):
         metric(["a"], [])
 
 
-def test_importing_the_module_imports_no_metric():
-    code = "import sys, hf_mu2.scoring.model_metrics; print({'bert_score', 'radeval'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+def test_importing_the_module_imports_no_metric(monkeypatch):
+    for package in ("bert_score", "radeval"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert runpy.run_path(model_metrics.__file__)["bertscore"]

@@ -152,8 +152,12 @@ class Judge:
                 raise ValueError(
                     f"GREEN compares with a reference report, the one of pair {i} is empty. Leave such studies out."
                 )
+            if pair.egress not in (True, False, None):  # the text "false" would read as a yes
+                raise ValueError(
+                    f"`egress` is true, false or null, got `{pair.egress!r}` in pair {i}. Mend that row."
+                )
         if not is_loopback(self.backend.host):
-            num_marked = sum(pair.egress is False for pair in pairs)
+            num_marked = sum(pair.egress is not None and not pair.egress for pair in pairs)
             num_unmarked = sum(pair.egress is None for pair in pairs)
             if num_marked or (num_unmarked and not self.unmarked_may_leave):
                 raise ValueError(
@@ -255,7 +259,7 @@ def score_file(
     Args:
         candidates (`str` or `Path`): Rows with study_id and candidate; reference and egress too, unless `references`
             has them. A study may have several candidates, one row each.
-        out (`str` or `Path`): JSONL file to write. One that holds scores of another judge is refused.
+        out (`str` or `Path`): JSONL file to write. One with scores of another judge or of other reports is refused.
         references (`str` or `Path`, *optional*): Rows with study_id and reference.
         cache (`str` or `Path`, *optional*): Folder of replies, by default `<out>.replies`.
     """
@@ -264,9 +268,13 @@ def score_file(
 
     candidates, out = Path(candidates), Path(out)
     manifest = out.with_name(f"{out.stem}.manifest.json")
-    _refuse_other_judge(manifest, judge)
     rows = _join(_read_rows(candidates), candidates, None if references is None else Path(references))
-    pairs = [Pair(row["reference"], row["candidate"], row.get("egress")) for row in rows]
+    source = {
+        "signature": judge.signature,
+        "rows_sha256": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    }
+    _refuse_others(out, manifest, source)
+    pairs = [Pair(row["reference"], row["candidate"], row["egress"]) for row in rows]
     prompts = judge.prompts(pairs)
     batches = judge.backend.batches(list(dict.fromkeys(prompts)))
     state = PartialState(cpu=not torch.accelerator.is_available())
@@ -280,12 +288,11 @@ def score_file(
     if state.is_main_process:
         scored = [{"study_id": row["study_id"], **_to_row(result)} for row, result in zip(rows, results)]
         record = {
-            "signature": judge.signature,
+            **source,
             "judge": judge.backend.identity,
             "template": {"source": judge.template.source, "sha256": judge.template.sha256},
             "max_words": judge.max_words,
             "num_cut": _count_cut(pairs, judge.max_words),
-            "candidates_sha256": hashlib.sha256(candidates.read_bytes()).hexdigest(),
             "num_processes": state.num_processes,
             "summary": summary,
         }
@@ -296,14 +303,20 @@ def score_file(
     return GreenRun(out, manifest, summary, failed)
 
 
-def _refuse_other_judge(manifest: Path, judge: Judge) -> None:
-    if not manifest.exists():
+def _refuse_others(out: Path, manifest: Path, source: dict[str, str]) -> None:
+    """Refuse to replace scores unless they are those of the same judge for the same reports."""
+    if not out.exists():
         return
-    signature = json.loads(manifest.read_text(encoding="utf-8")).get("signature")
-    if signature != judge.signature:
+    found = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    if found.get("signature") != source["signature"]:
         raise ValueError(
-            f"Scores of different judges are not mixed: `{manifest}` belongs to `{signature}`, this run is "
-            f"`{judge.signature}`. Name another output file."
+            f"Scores of different judges are not mixed: `{out}` belongs to `{found.get('signature')}`, this run is "
+            f"`{source['signature']}`. Name another output file."
+        )
+    if found.get("rows_sha256") != source["rows_sha256"]:
+        raise ValueError(
+            f"`{out}` holds the scores of other reports. Name another output file, or delete it: the replies so far "
+            "are kept beside it, and only the new reports are judged."
         )
 
 
@@ -338,9 +351,10 @@ def _join(rows: list[dict[str, Any]], candidates: Path, references: Path | None)
                     f"Every study needs the text of its {name}, study `{row['study_id']}` has none in `{place}`. "
                     "Add it, or leave the study out."
                 )
-        # Either file may forbid; a "yes" counts only where nobody says no.
+        # Either file may forbid; a "yes" counts only where neither does.
         said = [egress for egress in (row.get("egress"), source.get("egress")) if egress is not None]
-        joined.append({"study_id": row["study_id"], **facts, "egress": all(said) if said else None})
+        egress = next((egress for egress in said if egress is not True), True if said else None)
+        joined.append({"study_id": row["study_id"], **facts, "egress": egress})
     return joined
 
 

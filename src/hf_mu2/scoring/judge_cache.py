@@ -47,7 +47,10 @@ class ReplyCache:
         """Read what other processes have written since."""
         if self.folder is None or not self.folder.is_dir():
             return
-        for path in sorted(self.folder.glob("replies-*.jsonl")):
+        # Oldest first, so that of two failures the last is told.
+        for path in sorted(
+            self.folder.glob("replies-*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)
+        ):
             content = path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
             if len(whole) < len(content):

@@ -174,16 +174,24 @@ def _evaluate(
     try:
         from radeval import RadEval
     except ImportError as error:
-        raise ImportError(
-            f'The metric `{name}` needs radeval: `pip install "hf_mu2[radeval]"`, best in an environment of its own.'
-        ) from error
+        raise _missing(name, error) from error
     if not version("radeval").startswith(f"{_RADEVAL}."):
         raise ImportError(
             f"The models behind `{name}` are known for radeval {_RADEVAL}, installed is {version('radeval')}. "
-            f'Install the one that was tested: `pip install "hf_mu2[radeval]"`.'
+            'Install the one that was tested: `pip install "hf_mu2[radeval]"`.'
         )
-    evaluator = RadEval(metrics={name: options}, per_sample=per_report, show_progress=False)
+    try:
+        evaluator = RadEval(metrics={name: options}, per_sample=per_report, show_progress=False)
+    except ImportError as error:  # radeval imports what a metric needs when the metric is made
+        raise _missing(name, error) from error
     return evaluator(refs=list(references), hyps=list(candidates))
+
+
+def _missing(name: str, error: ImportError) -> ImportError:
+    return ImportError(
+        f"The metric `{name}` needs radeval with all it depends on ({error}): "
+        '`pip install "hf_mu2[radeval]"`, best in an environment of its own.'
+    )
 
 
 def _check(references: Sequence[str], candidates: Sequence[str]) -> None:
