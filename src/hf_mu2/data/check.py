@@ -27,6 +27,7 @@ COLUMNS = ("study_id", "image", "severity", "defect", "message", "advice")
 VOLUMES_PER_TASK = 64
 # The class of a defect by words of its message, first match first.
 _DEFECTS = (
+    ("spacing", ("voxel spacing", "Voxel spacing")),
     ("missing file", ("nothing is at", "has no file")),
     ("git-LFS pointer", ("git-LFS pointer",)),
     (
@@ -34,10 +35,10 @@ _DEFECTS = (
         ("ends early", "ends after", "goes on after", "is damaged", "damaged one", "header must be readable"),
     ),
     ("rescaled twice", ("applied twice", "rescaled twice", "second rescale")),
+    ("not a volume", ("is none of these",)),
     ("not HU", ("in HU", "must be HU", "one value in HU")),
     ("not one volume", ("is 3-D", "has 3 axes", "2-D", "`channel`", "at least one voxel", "several series")),
     ("not finite", ("must be finite",)),
-    ("spacing", ("voxel spacing", "Voxel spacing")),
     ("tilted", ("must be perpendicular", "tilted")),
     ("too large", ("holds at most",)),
     ("thick slices", ("mm apart",)),

@@ -94,22 +94,14 @@ def make_executor(
     if executor not in RECIPES:
         raise ValueError(f"`executor` is one of {', '.join(RECIPES)}, got {executor!r}. Choose one of them.")
     try:
-        from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
-        from loguru import logger
+        from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
+
+        from hf_mu2.data.local_executor import QuietLocalExecutor
     except ImportError as error:
         raise ImportError(
             'Work on many volumes runs through datatrove: pip install "hf_mu2[scale]".'
         ) from error
 
-    class QuietLocalExecutor(LocalPipelineExecutor):
-        """Errors are raised; what datatrove logs beside them belongs on a cluster."""
-
-        def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> Any:
-            logger.disable("datatrove")  # in the worker, which starts anew
-            return super()._run_for_rank(rank, local_rank, node_rank)
-
-    if executor == "local":
-        logger.disable("datatrove")
     kinds = {"local": QuietLocalExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
     arguments = RECIPES[executor] | dict(options or {})
     if executor == "slurm" and "partition" not in arguments:

@@ -60,6 +60,10 @@ class ShardWork:
             return False
         return all(sizes) and statement["fingerprint"] == self.fingerprint(number)
 
+    def volumes(self, number: int) -> list[dict[str, Any]]:
+        """Return what became of each volume of a finished shard: its name in the store, or why it was refused."""
+        return json.loads(self.statement(number).read_text(encoding="utf-8"))["volumes"]
+
     def write(self, number: int, prepare: Prepare) -> None:
         """Prepare the volumes of a shard and write it; what is wrong with a volume is stated in its place."""
         statement = self.statement(number)
