@@ -124,7 +124,9 @@ def test_a_4d_file_gives_the_volume_asked_for_and_is_counted(tree, phantoms):
     rows, drops = read(tree)
     study = next(row for row in rows if row["study_id"] == "amos_5000")
     assert drops.notes["4-D: volume 1 taken, counted from 0"] == 1
-    np.testing.assert_array_equal(load_volume(study["images"][0]).array, np.maximum(phantoms[0].volume, -1024))
+    np.testing.assert_array_equal(
+        load_volume(study["images"][0]).array, np.maximum(phantoms[0].volume, -1024)
+    )
     unseen, _ = read(tree, channel=None)
     assert {row["study_id"]: row["images"] for row in unseen}["amos_5000"] == [str(path)]
     _, dropped = read(tree, channel=2)
@@ -270,27 +272,21 @@ def test_ids_and_keys_are_those_of_the_real_index(tree):
     assert all(len(item["meta"]["spacing"]) == len(real["train"][0]["spacing"]) for item in items)
 
 
-def test_fifty_thousand_studies_stream_in_bounded_memory(tmp_path):
-    """Text is 20 times what may be held: 50,000 findings of 2 kB against an index of their places."""
+def test_only_an_index_is_held_in_memory(tmp_path):
     root = tmp_path / "large"
     (root / "imagesTr").mkdir(parents=True)
-    (root / "imagesTr" / "amos_0.nii.gz").write_bytes(b"")
-    num = 50_000
-    findings = "The liver, spleen and both kidneys are unremarkable. " * 40
+    findings = "unremarkable" * 4_000
     with (root / FUSED).open("w") as stream:
         stream.write('{"training": [')
-        for index in range(num):
-            item = {
-                "image": f"./imagesTr/amos_{index}.nii.gz",
-                "labels": {"report": {"findings": {"abdomen": f"{index} {findings}"}}, "qa": []},
-            }
+        for index in range(300):
+            labels = {"report": {"findings": {"abdomen": f"{index} {findings}"}}, "qa": []}
+            item = {"image": f"./imagesTr/amos_{index}.nii.gz", "labels": labels}
             stream.write(("," if index else "") + json.dumps(item))
         stream.write("]}")
-    size = (root / FUSED).stat().st_size
     drops = Drops()
     tracemalloc.start()
-    rows = sum(1 for _ in read_studies(root, drops, channel=None))
+    assert not list(read_studies(root, drops, channel=None))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert rows == 1 and drops.reasons["report without volume"] == num - 1
-    assert peak < size / 4
+    assert drops.reasons == {"report without volume": 300}
+    assert peak < (root / FUSED).stat().st_size / 10

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from .shared import AsJson, complain, print_json, print_result
+from .shared import AsJson, app, complain, print_json, print_result
 
 publish_app = typer.Typer(
     name="publish",
     help="Publish on the Hub. Look first with --dry-run; repositories are private unless you say --public.",
     no_args_is_help=True,
 )
+app.add_typer(publish_app)
 
 
 @publish_app.command()
