@@ -1,5 +1,6 @@
 """PhantomCT: what is drawn is there, visible, where the finding says, and the same from every seed."""
 
+import json
 from dataclasses import replace
 
 import nibabel as nib
@@ -187,6 +188,35 @@ def test_easy_studies_have_less_noise_and_larger_findings():
     assert easy.volume[corner].std() < standard.volume[corner].std()
 
 
+def test_hard_studies_have_more_noise_and_smaller_findings_at_the_same_place():
+    standard, hard = (
+        make_phantom(8, spacing=COARSE, labels=["Pleural effusion"], difficulty=difficulty)
+        for difficulty in ("standard", "hard")
+    )
+    assert hard.findings[0].size_mm < standard.findings[0].size_mm
+    assert hard.findings[0].side == standard.findings[0].side
+    corner = (slice(None), slice(-2, None), slice(0, 4))  # air before the patient
+    assert hard.volume[corner].std() > standard.volume[corner].std()
+
+
+def test_the_truth_of_a_study_is_what_was_drawn():
+    phantom = make_phantom(8, spacing=COARSE, labels=["Lung nodule", "Cardiomegaly"])
+    truth = json.loads(json.dumps(phantom.truth()))
+    assert (truth["seed"], truth["region"], truth["difficulty"]) == (8, "chest", "standard")
+    for told, finding in zip(truth["findings"], phantom.findings, strict=True):
+        inside = phantom.mask(finding.label)
+        assert (told["label"], told["side"], told["size_mm"]) == (
+            finding.label,
+            finding.side,
+            finding.size_mm,
+        )
+        assert told["num_voxels"] == inside.sum()
+        assert told["volume_ml"] == pytest.approx(inside.sum() * np.prod(COARSE) / 1000, abs=1e-3)
+        np.testing.assert_allclose(told["center_mm"], centroid_mm(phantom, inside), atol=0.06)
+        bit = 1 << told["mask_bit"]
+        np.testing.assert_array_equal(phantom.masks & bit > 0, inside)
+
+
 def test_a_rejected_report_is_one_finding_apart():
     ways = set()
     for seed in range(300, 330):
@@ -213,12 +243,16 @@ def test_a_moved_finding_changes_side_in_the_rejected_report():
         ({"spacing": (0, 1, 1)}, "spacing"),
         ({"spacing": (1, 1)}, "spacing"),
         ({"orientation": "RAR"}, "orientation"),
-        ({"difficulty": "hard"}, "difficulty"),
+        ({"difficulty": "brutal"}, "difficulty"),
+        ({"region": "head"}, "region"),
+        ({"labels": ["Renal cyst"]}, "labels"),
+        ({"text_shortcut": 1.5}, "text_shortcut"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, words):
     with pytest.raises(ValueError, match=words):
-        make_phantom(1, **arguments)
+        make_phantom(**{"seed": 1, **arguments})
 
 
 @pytest.mark.slow

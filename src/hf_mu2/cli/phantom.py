@@ -61,7 +61,9 @@ def phantom(
     n: Annotated[int, typer.Option(min=1, help="Number of studies, or of pairs.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     view: Annotated[View, typer.Option(help="Columns for SFT or for preference training.")] = View.SFT,
-    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Name of the split.", show_default="train; test for pairs")
+    ] = None,
     spacing: Annotated[
         SpacingMm | None,
         typer.Option(metavar="Z Y X", help="Millimetres per voxel.", show_default="drawn per study"),
@@ -116,10 +118,19 @@ def phantom(
             **chosen,
         )
     elif pairs is not None:
-        folder = write_pairs(out, n, seed, change=pairs.value, spacing=spacing, split=split, **chosen)
+        folder = write_pairs(
+            out, n, seed, change=pairs.value, spacing=spacing, split=split or "test", **chosen
+        )
         n *= 2
     else:
         folder = write_phantoms(
-            out, n, seed, view=view.value, spacing=spacing, split=split, num_workers=num_workers, **chosen
+            out,
+            n,
+            seed,
+            view=view.value,
+            spacing=spacing,
+            split=split or "train",
+            num_workers=num_workers,
+            **chosen,
         )
     print_result({"dataset": str(folder), "num_studies": n}, f"{n} synthetic studies: {folder}", as_json)
