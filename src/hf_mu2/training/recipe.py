@@ -195,7 +195,16 @@ def open_studies(arguments: RecipeArguments, split: str, limit: int | None = Non
         dataset = load_corpus(arguments.corpus, arguments.corpus_root or ".", split, **options)
     else:
         dataset = load_dataset(arguments.dataset_name, split=split)
+    for name, feature in (dataset.features or {}).items():
+        if "Nifti" in repr(feature):  # left to our reader, whose errors name the rule and the file
+            dataset = dataset.cast_column(name, _undecoded(feature))
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def _undecoded(feature: Any) -> Any:
+    from datasets import List, Nifti
+
+    return Nifti(decode=False) if isinstance(feature, Nifti) else List(Nifti(decode=False))
 
 
 def open_model(
