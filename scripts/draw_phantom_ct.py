@@ -144,11 +144,13 @@ def main() -> None:
         "findings_chest": findings(FINDING_LABELS, "chest"),
         "pairs": pair(),
     }
-    for (
-        name,
-        picture,
-    ) in pictures.items():  # few grey levels: a third of the bytes; dither would speckle the bones
-        picture.quantize(24, dither=Image.Dither.NONE).save(out / f"phantom_ct_{name}.png", optimize=True)
+    # Few grey levels and the colour of outlines: a third of the bytes. Dither would speckle the bones.
+    greys = [level for grey in np.linspace(0, 255, 24).astype(int).tolist() for level in (grey, grey, grey)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*greys, *OUTLINE])
+    for name, picture in pictures.items():
+        reduced = picture.quantize(palette=palette, dither=Image.Dither.NONE)
+        reduced.save(out / f"phantom_ct_{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

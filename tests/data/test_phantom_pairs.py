@@ -8,14 +8,15 @@ import pytest
 from scipy.ndimage import distance_transform_edt
 
 from hf_mu2.data.phantom import make_pair, pair_labels, write_pairs
+from hf_mu2.data.phantom.report import PhantomReport
 
 SPACING = (6.0, 5.0, 5.0)
 CASES = [(region, change, label) for region in ("chest", "abdomen") for change in ("presence", "side", "size")
          for label in pair_labels(change, region)]  # fmt: skip
 
 
-def sentences(text: str) -> list[str]:
-    return [part for part in re.split(r"(?<=\.) |\n", text) if part]
+def sentences(report: PhantomReport) -> list[str]:
+    return [part for text in (report.findings, report.impression) for part in re.split(r"(?<=\.) ", text)]
 
 
 def check_apart(pair) -> None:
@@ -28,7 +29,7 @@ def check_apart(pair) -> None:
     assert not apart[far].any()
     rest = [[f for f in phantom.findings if f.label != label] for phantom in (first, second)]
     assert rest[0] == rest[1]
-    told = [sentences(phantom.report.text) for phantom in (first, second)]
+    told = [sentences(phantom.report) for phantom in (first, second)]
     changed = [[s for s in one if s not in other] for one, other in (told, told[::-1])]
     # One sentence of the findings and one of the impression; an organ that becomes normal says so instead.
     assert len(changed[1]) <= 2 and len(changed[0]) <= 2 and changed[0] + changed[1]
