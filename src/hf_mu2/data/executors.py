@@ -7,6 +7,7 @@ the output, not from datatrove's own marks, so that a deleted file is made again
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ def run_tasks(
             )
             last.run()
             return False
-        with _progress(is_done, pending, num_tasks, progress):
+        with _progress(is_done, pending, num_tasks, progress), _shared_cores(workers):
             main.run()
     finish(None, 0, 1)
     return True
@@ -142,6 +143,19 @@ def _mark_done(logs: Path, done: set[int]) -> None:
             mark.unlink()
     for rank in done:
         (marks / f"{rank:05d}").touch()
+
+
+@contextmanager
+def _shared_cores(workers: int) -> Iterator[None]:
+    """Let workers that start now share the cores, unless the caller has set how many threads there are."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    unset = [name for name in names if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, str(max(1, (os.cpu_count() or 1) // workers))))
+    try:
+        yield
+    finally:
+        for name in unset:
+            del os.environ[name]
 
 
 @contextmanager

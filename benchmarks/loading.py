@@ -1,0 +1,167 @@
+"""Studies per second into a training loop: raw and prepared, against MONAI's PersistentDataset doing the same work.
+
+Run: python benchmarks/loading.py [CT.nii.gz] [--volumes 8] [--rounds 5]
+
+Each figure is one epoch of a `DataLoader` with batches of 2, one thread per process, files in the page cache, workers
+started before; the clock stops when the last float32 batch is in the training process. The loaders take turns, round
+after round, so that a busy machine slows all of them alike; medians and ratios of medians are printed. Without a file
+it takes a real 512 x 512 chest of the sample data, else writes a synthetic one. The volumes are links to that one file.
+MONAI is no dependency of the package: `pip install monai --no-deps` adds its rows.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "benchmarks")]
+
+from preprocess import find_or_write, monai_chain  # noqa: E402
+
+from hf_mu2.data.prepare import PreparedStudies, prepare  # noqa: E402
+from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor  # noqa: E402
+
+BATCH_SIZE = 2
+
+
+class Rows(Dataset):
+    """Rows as a list, the processor in the collator: what our trainers do."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.rows[index]
+
+
+class Collate:
+    def __init__(self, processor: Mu2ImageProcessor):
+        self.processor = processor
+
+    def __call__(self, rows: list[dict]) -> torch.Tensor:
+        return self.processor([row["images"][0] for row in rows], return_tensors="pt")["pixel_values"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("volume", nargs="?", type=Path)
+    parser.add_argument("--volumes", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = (arguments.volume or find_or_write(folder)).resolve()
+        rows = []
+        for index in range(arguments.volumes):
+            link = folder / f"ct{index}{''.join(source.suffixes[-2:])}"
+            link.symlink_to(source)
+            rows.append({"study_id": f"study_{index}", "images": [str(link)]})
+        run(source, rows, folder, arguments.rounds)
+
+
+def run(source: Path, rows: list[dict], folder: Path, rounds: int) -> None:
+    processor = Mu2ImageProcessor(antialias=False)  # what MONAI resamples with, so that both do the same work
+    started = time.perf_counter()
+    prepared = prepare(rows, folder / "prepared", processor, volumes_per_shard=4)
+    seconds = time.perf_counter() - started
+    loaders: dict[str, dict[int, DataLoader]] = {
+        "raw, ours": make_loaders(Rows(rows), Collate(processor)),
+        "raw, MONAI Dataset": {},
+        "prepared, ours": make_loaders(PreparedStudies(prepared.folder), Collate(processor)),
+        "cached, MONAI PersistentDataset": {},
+    }
+    try:
+        raw, cached = monai_datasets(processor, rows, folder)
+        loaders["raw, MONAI Dataset"] = make_loaders(raw, torch.cat)
+        loaders["cached, MONAI PersistentDataset"] = make_loaders(cached, torch.cat)
+    except ImportError:
+        print("MONAI is not installed: `pip install monai --no-deps` adds the comparison.")
+    times: dict[tuple[str, int], list[float]] = {}
+    last: dict[str, torch.Tensor] = {}
+    for number in range(rounds + 1):
+        for name, by_workers in loaders.items():
+            for workers, loader in by_workers.items():
+                started = time.perf_counter()
+                for last[name] in loader:
+                    pass
+                if number:  # the first epoch starts workers and fills caches
+                    times.setdefault((name, workers), []).append(time.perf_counter() - started)
+    rate = {key: len(rows) / statistics.median(values) for key, values in times.items()}
+    sizes = {
+        "file": source.stat().st_size,
+        "prepared": sum(path.stat().st_size for path in prepared.folder.rglob("*.safetensors")),
+        "MONAI cache": sum(path.stat().st_size for path in folder.glob("monai/*")),
+    }
+    shape = tuple(last["prepared, ours"].shape[1:])
+    print(
+        f"{source.name}, {len(rows)} links, pixel_values {shape}, {rounds} rounds, load {os.getloadavg()[0]:.1f}"
+    )
+    print(f"MB: file {sizes['file'] / 1e6:.1f}, prepared {sizes['prepared'] / 1e6:.1f} (one copy: equal content is "
+          f"stored once per shard), MONAI's cache {sizes['MONAI cache'] / 1e6:.1f}")  # fmt: skip
+    print(f"prepare: {len(rows) / seconds:.2f} volumes/s with one worker")
+    print(f"{'studies per second':34}{'1 worker':>10}{'2 workers':>11}{'/ raw':>8}{'/ MONAI':>9}")
+    for name, other in (
+        ("raw, ours", "raw, MONAI Dataset"),
+        ("raw, MONAI Dataset", "raw, MONAI Dataset"),
+        ("prepared, ours", "cached, MONAI PersistentDataset"),
+        ("cached, MONAI PersistentDataset", "cached, MONAI PersistentDataset"),
+    ):
+        if (name, 1) not in rate:
+            continue
+        to_raw = min(rate[name, n] / rate["raw, ours", n] for n in (1, 2))
+        to_monai = f"{min(rate[name, n] / rate[other, n] for n in (1, 2)):9.2f}" if (other, 1) in rate else ""
+        print(f"{name:34}{rate[name, 1]:10.2f}{rate[name, 2]:11.2f}{to_raw:8.2f}{to_monai}")
+    print("ratios are the worse of the two numbers of workers")
+    if "cached, MONAI PersistentDataset" in last:
+        gap = (last["prepared, ours"] - last["cached, MONAI PersistentDataset"]).abs().flatten()
+        print(f"difference of the two caches: median {2000 * gap.median():.3f} HU, "
+              f"p99 {2000 * float(np.percentile(gap.numpy(), 99)):.3f} HU")  # fmt: skip
+
+
+def make_loaders(dataset: Any, collate: Any) -> dict[int, DataLoader]:
+    return {
+        workers: DataLoader(
+            dataset, BATCH_SIZE, collate_fn=collate, num_workers=workers, persistent_workers=True
+        )
+        for workers in (1, 2)
+    }
+
+
+def monai_datasets(processor: Mu2ImageProcessor, rows: list[dict], folder: Path) -> tuple[Any, Any]:
+    """Return MONAI's plain and persistent datasets over the same chain, float32 frames as plain tensors."""
+    from monai.data import Dataset as MonaiDataset
+    from monai.data import PersistentDataset
+    from monai.transforms import Transform
+
+    paths = [row["images"][0] for row in rows]
+    chain = monai_chain(processor, Path(paths[0]))
+    assert chain is not None
+
+    class ToFrames(Transform):
+        """One deterministic transform: `PersistentDataset` stores what it returns."""
+
+        def __call__(self, path: str) -> torch.Tensor:
+            return chain(path)
+
+    return MonaiDataset(paths, ToFrames()), PersistentDataset(paths, ToFrames(), cache_dir=folder / "monai")
+
+
+if __name__ == "__main__":
+    main()
