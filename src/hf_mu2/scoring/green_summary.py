@@ -86,16 +86,17 @@ def find_themes(lines: Iterable[str], num_themes: int = 3) -> list[dict[str, Any
         `list[dict]`: `phrase`, `count` (lines) and `example`, the shortest line of the theme.
     """
     rest = [(line, _phrases(line)) for line in lines]
+    counts = Counter(phrase for _, phrases in rest for phrase in phrases)
     themes: list[dict[str, Any]] = []
     while len(themes) < num_themes:
-        counts = Counter(phrase for _, phrases in rest for phrase in phrases)
         shared = [phrase for phrase, count in counts.items() if count > 1]
         if not shared:
             break
         best = max(shared, key=lambda phrase: (counts[phrase] * (2 + len(phrase)), len(phrase), phrase))
-        group = [line for line, phrases in rest if best in phrases]
-        example = min(group, key=lambda line: (len(line), line))
+        group = [(line, phrases) for line, phrases in rest if best in phrases]
+        example = min((line for line, _ in group), key=lambda line: (len(line), line))
         themes.append({"phrase": " ".join(best), "count": len(group), "example": example})
+        counts.subtract(phrase for _, phrases in group for phrase in phrases)
         rest = [(line, phrases) for line, phrases in rest if best not in phrases]
     return themes
 
