@@ -1,6 +1,7 @@
 """CT-RATE: both versions give the same HU, every scan is yielded or dropped once, odd trees are told apart."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -42,7 +43,7 @@ GEOMETRY = {
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    return write_ct_rate_tree(tmp_path_factory.mktemp("ct_rate"), spacings=SPACINGS)
+    return write_ct_rate_tree(tmp_path_factory.mktemp("ct_rate"), num_train=2, num_valid=1, spacings=SPACINGS)
 
 
 def make_tree(
@@ -100,15 +101,15 @@ TWO_SCANS = {
 @pytest.mark.parametrize("version", ["fixed", "v1"])
 def test_an_archive_becomes_a_training_step(tree, version, tmp_path):
     dataset = load_corpus("ct_rate", tree, "train", version=version, cache_dir=tmp_path, validation_share=0.0)
-    assert dataset["study_id"] == ["train_1_a", "train_2_a", "train_2_b", "train_3_a"]
+    assert dataset["study_id"] == ["train_1_a", "train_2_a", "train_2_b"]
     take_training_step(dataset)
 
 
 def test_both_versions_give_the_hu_that_were_drawn_and_left_stays_left(tree):
     fixed, v1 = read(tree, version="fixed")[0], read(tree, version="v1")[0]
-    assert [row["study_id"] for row in fixed] == [row["study_id"] for row in v1] and len(fixed) == 7
+    assert [row["study_id"] for row in fixed] == [row["study_id"] for row in v1] and len(fixed) == 4
     intercepts = set()
-    for seed, *rows in zip((0, 1, 2, 3), fixed, v1):
+    for seed, *rows in zip((0, 1, 2, 4), fixed, v1):
         drawn = make_phantom(seed, spacing=SPACINGS[1])
         for row in rows:
             volume = load_volume(row["images"][0])
@@ -124,11 +125,11 @@ def test_a_real_pair_reads_the_same_as_fixed_and_as_v1(tmp_path):
     metadata, reports = {}, {}
     for number, intercept in ((1, -1024), (2, -8192)):
         name = f"valid_1_a_{number}.nii.gz"
-        image = nib.load(shared_data_or_skip("ct", f"chest_dxA0001_a_{number}.nii.gz"))
+        source = shared_data_or_skip("ct", f"chest_dxA0001_a_{number}.nii.gz")
+        image = nib.load(source)
+        shutil.copyfile(source, place_volume(tmp_path, "valid_fixed", name))
+        nib.save(v1_image(image, intercept), place_volume(tmp_path, "valid", name))
         width, height, depth = (float(mm) for mm in image.header.get_zooms())
-        for folder, stored in (("valid_fixed", image), ("valid", v1_image(image, intercept))):
-            path = place_volume(tmp_path, folder, name)
-            nib.save(stored, path)
         reports[name] = ("A mass in the left upper lobe.", "Mass.")
         metadata[name] = {
             "XYSpacing": str([height, width]),
@@ -138,16 +139,15 @@ def test_a_real_pair_reads_the_same_as_fixed_and_as_v1(tmp_path):
         }
     make_tree(tmp_path, reports, volumes=[], metadata=metadata)
     fixed, v1 = (read(tmp_path, version=version, reconstructions="all")[0] for version in ("fixed", "v1"))
-    for row, other in zip(fixed, v1, strict=True):
+    for row, other, second in zip(fixed, v1, (-8192, -1024), strict=True):
         volume, same = load_volume(row["images"][0]), load_volume(other["images"][0])
         np.testing.assert_array_equal(volume.array, same.array)
         assert volume.spacing == pytest.approx(same.spacing)
-        for second in (-1024, -8192):
-            with pytest.raises(VolumeError, match="rescale was applied twice"):
-                load_volume(volume_reference(row["images"][0], rescale=(1, second)))
-        stored = json.loads(other["images"][0]) | {"rescale": [1.0, 0.0]}
-        with pytest.raises(VolumeError, match=r"intercept .* was not applied"):
-            load_volume(json.dumps(stored))
+        with pytest.raises(VolumeError, match="rescale was applied twice"):
+            load_volume(volume_reference(row["images"][0], rescale=(1, second)))
+    stored = json.loads(v1[0]["images"][0]) | {"rescale": [1.0, 0.0]}
+    with pytest.raises(VolumeError, match=r"intercept .* was not applied"):
+        load_volume(json.dumps(stored))
 
 
 @pytest.mark.parametrize("second", [-1000, -1024, -8192])
@@ -176,12 +176,12 @@ def test_the_tables_have_the_columns_of_the_real_ones():
 
 def test_the_real_tables_have_the_published_counts_and_prevalences():
     root = shared_data_or_skip("corpora", "CT-RATE")
-    begin = time.perf_counter()
+    begin = time.process_time()
     rows, _ = read(
         root, require_volumes=False, require_reports=False, reconstructions="all", validation_share=0.0
     )
     table = label_table(root, validation_share=0.0)
-    assert time.perf_counter() - begin < 60
+    assert time.process_time() - begin < 30
     dropped_by_hlip = len(DAMAGED)
     parts = {split: [row for row in rows if row["split"] == split] for split in ("train", "test")}
     counts = {
@@ -205,9 +205,9 @@ def test_the_real_tables_have_the_published_counts_and_prevalences():
 
 def test_every_scan_is_yielded_or_dropped_once(tree):
     rows, drops = read(tree)
-    assert [row["study_id"] for row in rows][:4] == ["train_1_a", "train_2_a", "train_2_b", "train_3_a"]
+    assert [row["study_id"] for row in rows] == ["train_1_a", "train_2_a", "train_2_b", "valid_1_a"]
     assert drops.reasons == {"on the no_chest list": 3}
-    assert drops.examples["on the no_chest list"] == ["train_4_a", "train_4_b", "valid_3_a"]
+    assert drops.examples["on the no_chest list"] == ["train_3_a", "valid_2_a", "valid_2_b"]
     volumes, drops = read(tree, reconstructions="all")
     assert len(volumes) == 2 * len(rows) and drops.reasons == {"on the no_chest list": 6}
     assert Counter(row["patient_id"] for row in volumes)["train_2"] == 4
@@ -483,6 +483,8 @@ def test_options_that_are_none_are_named(tmp_path):
             read(root, **{option: "v3"})
     with pytest.raises(CorpusError, match=r"needs `vqa/train_vqa.json`.*vqa=False"):
         read(root, vqa=True)
+    with pytest.raises(CorpusError, match=r"needs `radiology_text_reports/train_reports.csv` or"):
+        read(root / "dataset/metadata", require_volumes=False)
     with pytest.raises(CorpusError, match="needs `multi_abnormality_labels"):
         label_table(root / "dataset/metadata")
 

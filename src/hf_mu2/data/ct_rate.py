@@ -112,9 +112,11 @@ def read_studies(
             f"{sorted(entry.name for entry in base.iterdir())}. Download them, pass the other `version`, or "
             "`require_volumes=False` for text and labels alone."
         )
+    is_there = False
     for name in PARTS:
         with ExitStack() as stack:
             part = _Part(base, name, versions, stack, drops, vqa=vqa, need_reports=require_reports)
+            is_there |= part.is_there
             for scan in part.scans():
                 for study in [[volume] for volume in scan] if reconstructions == "all" else [scan]:
                     study_id = study[0].text if reconstructions == "all" else study[0].scan
@@ -130,6 +132,8 @@ def read_studies(
                         drops.drop("no report, or an empty one", study_id)
                     else:
                         yield row
+    if not is_there:
+        raise _missing(base, PARTS, "reports" if require_reports else "labels", "")
 
 
 @dataclass(frozen=True)
@@ -203,14 +207,14 @@ class _Part:
         self.base, self.name, self.drops = base, name, drops
         self.volumes = _volumes(_folders(base, name, versions), name, drops)
         paths = {table: _find(base, name, table) for table in _TABLES}
-        is_there = bool(self.volumes) or any(paths.values())
-        if is_there and need_reports and paths["reports"] is None:
+        self.is_there = bool(self.volumes) or any(paths.values())
+        if self.is_there and need_reports and paths["reports"] is None:
             raise _missing(base, [name], "reports", "or pass `require_reports=False` for labels alone")
-        if is_there and paths["reports"] is None and paths["labels"] is None:
+        if self.is_there and paths["reports"] is None and paths["labels"] is None:
             raise _missing(base, [name], "labels", "a volume without report and labels is no study")
         if self.volumes and paths["no_chest"] is None:
             drops.note(f"no_chest_{name}.txt is missing: heads and others are not left out", name)
-        if vqa and is_there and paths["vqa"] is None:
+        if vqa and self.is_there and paths["vqa"] is None:
             raise _missing(base, [name], "vqa", "or pass `vqa=False`")
 
         def table(kind: str, columns: Sequence[str]) -> CsvIndex | None:
