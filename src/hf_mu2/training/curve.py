@@ -46,7 +46,7 @@ def draw_curve(history: Sequence[Mapping[str, Any]], out: str | Path, title: str
     )
     top = axes[0, 0]
     top.plot(*train, color=GREY, linewidth=1, label="training, each log")
-    smooth = _running_mean(train[1], max(1, len(train[1]) // 20))
+    smooth = _running_mean(train[1], max(3, len(train[1]) // 10))
     top.plot(train[0], smooth, color=BLUE, linewidth=1.8, label="training, running mean")
     if evaluation[0]:
         top.plot(*evaluation, color=ORANGE, marker="o", markersize=4, linewidth=1.4, label="evaluation")
