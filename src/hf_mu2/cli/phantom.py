@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,7 +59,14 @@ class Resolution(StrEnum):
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write; masks of the findings go to <out>_masks.")],
     n: Annotated[int, typer.Option(min=1, help="Number of studies, or of pairs.")] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="The same seed gives the same bytes.",
+            show_default="0; the test split's first for pairs",
+        ),
+    ] = None,
     view: Annotated[View, typer.Option(help="Columns for SFT or for preference training.")] = View.SFT,
     split: Annotated[
         str | None, typer.Option(help="Name of the split.", show_default="train; test for pairs")
@@ -102,9 +109,13 @@ def phantom(
 
     As a folder that `load_dataset` and TRL open; the masks of the findings lie beside it, in <out>_masks.
     """
-    from hf_mu2.data.phantom import SIZES, write_benchmark, write_pairs, write_phantoms
+    from hf_mu2.data.phantom import FIRST_SEED, SIZES, write_benchmark, write_pairs, write_phantoms
 
-    chosen = {"difficulty": difficulty.value, "region": region.value, "text_shortcut": text_shortcut}
+    chosen: dict[str, Any] = {
+        "difficulty": difficulty.value,
+        "region": region.value,
+        "text_shortcut": text_shortcut,
+    }
     if pairs is not None and benchmark is not None:
         raise ValueError("--pairs and --benchmark write different folders, got both. Pass one of them.")
     if benchmark is not None:
@@ -118,6 +129,7 @@ def phantom(
             **chosen,
         )
     elif pairs is not None:
+        seed = FIRST_SEED["test"] if seed is None else seed
         folder = write_pairs(
             out, n, seed, change=pairs.value, spacing=spacing, split=split or "test", **chosen
         )
@@ -126,7 +138,7 @@ def phantom(
         folder = write_phantoms(
             out,
             n,
-            seed,
+            seed or 0,
             view=view.value,
             spacing=spacing,
             split=split or "train",
