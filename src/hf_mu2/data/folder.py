@@ -39,6 +39,9 @@ _VOLUME_ENDINGS = (".nii.gz", ".nii", ".zip")
 _LABELS = {label.lower(): label for label in FINDING_LABELS}
 
 
+_TOLD = {"report", "findings", "impression", "questions", "labels", *_LABELS}
+
+
 def read_studies(
     root: Path,
     drops: Drops,
@@ -67,6 +70,11 @@ def read_studies(
         for number, cells in enumerate(read_rows(path), 1):
             row = {column.strip().lower(): value for column, value in cells.items() if value is not None}
             where = f"row {number} of `{path.name}`"
+            if not set(map(str.lower, map(str.strip, cells))) & _TOLD:
+                raise CorpusError(
+                    f"A table of studies has a report (`report`, `findings` or `impression`), `questions` or labels, "
+                    f"{where} has {list(cells)[:40]}. Rename the columns."
+                )
             names = _volume_names(row, path, where)
             study_id = _cell(row, "study_id") or _stem(names)
             if not study_id:
