@@ -324,20 +324,24 @@ def run_script(tmp_path, *arguments, launch=()):
 
 
 def test_a_killed_run_goes_on_without_losing_or_doubling_a_row(tmp_path, rows, template):
-    with JudgeServer(lambda prompt, attempt: Answer(assess(prompt).text, delay_s=0.1)) as server:
+
+    def falter(prompt, attempt):
+        """Answer eight prompts, then hold the line."""
+        return assess(prompt) if server.asked.total() < 8 else Answer(delay_s=60)
+
+    with JudgeServer(falter) as server:
         process = run_script(tmp_path, "endpoint", server.url, template, rows, tmp_path / "out.jsonl")
-        while server.asked.total() < 8 and process.poll() is None:
+        while server.asked.total() < 10 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors
         assert not (tmp_path / "out.jsonl").exists()
-        kept = len(ReplyCache(tmp_path / "out.jsonl.replies").replies)
-        assert 4 <= kept < 16
+        assert len(ReplyCache(tmp_path / "out.jsonl.replies").replies) == 8
         server.script, before = assess, server.asked.total()
         judge = Judge(EndpointBackend(server.url, "scripted"), load_template(template))
         resumed = score_file(rows, tmp_path / "out.jsonl", judge)
-        assert server.asked.total() - before == 16 - kept
+        assert server.asked.total() - before == 16 - 8
         whole = score_file(rows, tmp_path / "whole.jsonl", judge)
     assert resumed.out.read_bytes() == whole.out.read_bytes()
     assert len({row["study_id"] for row in read(resumed.out)}) == len(read(resumed.out)) == 24
