@@ -20,7 +20,7 @@ from tests.scoring.label_sentences import NOTHING, POSITIVE
 SENTENCES = [*NOTHING, *(sentence for group in POSITIVE.values() for sentence in group)]
 DENIALS = [
     "No nodule was detected.",
-    "There is no pleural or pericardial effusion.",
+    "No pericardial or pleural effusion is present.",
     "Consolidation, emphysema and atelectasis were not observed.",
     "Neither lymphadenopathy nor bronchiectasis is present.",
     "No hiatal hernia.",
@@ -67,7 +67,7 @@ def test_denied_and_foreign_findings_get_no_label(sentence):
         ),
         ("In the previous examination there was a consolidation in this localization.", set()),
         ("Areas previously described as consolidation are now ground-glass areas.", {"Lung opacity"}),
-        ("Pericardial effusion - no thickening was detected.", set()),
+        ("Pericardial effusion - no calcification was detected.", set()),
         ("Small nodule on the left\nNo effusion was detected", {"Lung nodule"}),
         ("No nodule\nSmall pleural effusion", {"Pleural effusion"}),
         ("Impression:\n1. No effusion\n2. Emphysema", {"Emphysema"}),

@@ -1,12 +1,13 @@
-"""The rule table of the finding labeler: how each of the 18 labels is worded, and how a mention is negated or hedged.
+"""The rule table of the finding labeler: how each of the 18 labels is worded. `statements.py` holds negation and hedges.
 
-The conventions are those of the CT-RATE annotation, not of a textbook: "Lung opacity" is ground glass and what is
-worded as an opacity, not an infiltrate or a ground-glass nodule; "Lymphadenopathy" is any reported node, millimetric
-and calcified ones included; fibroatelectasis is "Pulmonary fibrotic sequela"; calcification of coronary arteries
-alone is not "Arterial wall calcification"; bronchial-wall thickening alone is not "Peribronchial thickening"; crazy
-paving alone is not "Interlobular septal thickening".
+The conventions are those of the CT-RATE annotation, not of a textbook: "Lung opacity" is ground glass, what is worded
+as an opacity and any other density of the lung that is not called a sequela, an atelectasis or a consolidation; an
+infiltrate or a ground-glass nodule is none. "Lymphadenopathy" is any reported node, millimetric and calcified ones
+included. Fibroatelectasis and pleuroparenchymal densities are "Pulmonary fibrotic sequela", pulmonary fibrosis as a
+disease is not. Calcification of coronary arteries alone is not "Arterial wall calcification"; bronchial-wall
+thickening alone is not "Peribronchial thickening"; crazy paving alone is not "Interlobular septal thickening".
 
-Every pattern is a tuple of alternatives over lower-case text.
+Every pattern is an alternative over the even, lower-case text of `statements.even_text`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ RULES: tuple[Rule, ...] = (
         "Medical material",
         mention=(
             r"\b(?:perm)?cath(?:eter)?s?\b",
-            r"\b(?:nasogastric|orogastric|endotracheal|tracheostomy|thora\w+|chest|drain\w*|feeding|gastrostomy|ng|et) (?:tube|probe)s?\b",
+            r"\b(?:nasogastric|orogastric|feeding) probes?\b",
             r"\b(?:tubes?|cannula\w*|drains?(?! (?:in)?to\b)|pigtail|picc|hickman|ecmo|iabp|shunts? (?:tube|cath\w*))\b",
             r"\b(?:pace ?-?makers?|defibrillators?|icd|electrodes?|stimulators?|pac(?:ing|er) (?:leads?|wires?)|occluders?)\b",
             r"\bstent\w*",
@@ -183,7 +184,7 @@ RULES: tuple[Rule, ...] = (
         "Lung opacity",
         mention=(
             r"\bground[ -]?glass\w*(?! (?:\w+ ){0,2}nodul)",
-            r"\b(?:frosted|ice|icy|matt?e?)[ -]?glass\w*(?! nodul)",
+            r"\b(?:frosted|icy?|matte?)[ -]?glass\w*(?! nodul)",
             r"(?<!acinar )(?<!nodular )\bopaci\w+",
             r"\bggos?\b",
             # Written as densities, yet annotated as opacities.
