@@ -6,15 +6,44 @@ import numpy as np
 import pytest
 
 from hf_mu2.scoring.lexical import PROTOCOLS, LexicalScorer, score_texts
+from hf_mu2.scoring.meteor import NoWordNet, meteor
 from hf_mu2.scoring.overlap import count_ngrams, lcs_length, overlap
 from hf_mu2.scoring.ptb import ptb_tokenize, ptb_tokenize_java
 from hf_mu2.scoring.resampling import total
 from tests.paths import shared_data_or_skip
 
-WORDS = (
-    "no nodule nodules mass in the right left upper lobe effusion, pleural pericardial 3.5 mm (chronic) heart is normal. "
-    "thickening thickened X-ray and/or size; patient's 10-15 was observed observing ground-glass it"
-).split()
+WORDS = [
+    *(
+        "no",
+        "nodule",
+        "nodules",
+        "mass",
+        "in",
+        "the",
+        "right",
+        "left",
+        "upper",
+        "lobe",
+        "effusion,",
+        "pleural",
+        "3.5",
+        "mm",
+    ),
+    *(
+        "(chronic)",
+        "heart",
+        "is",
+        "normal.",
+        "thickening",
+        "thickened",
+        "X-ray",
+        "and/or",
+        "size;",
+        "patient's",
+        "10-15",
+    ),
+    *("was", "observed", "observing", "ground-glass", "it", "pericardial"),
+]
 
 
 def make_texts(seed: int, number: int = 40, longest: int = 60) -> list[str]:
@@ -44,10 +73,6 @@ def test_default_is_what_the_libraries_give():
     for name in ("rouge1", "rouge2", "rougeL"):
         assert ours[name] == pytest.approx(np.mean([score[name].fmeasure for score in each]), abs=1e-12)
 
-    class NoWordNet:
-        def synsets(self, word):
-            return []
-
     tokenize = Tokenizer13a()
     meteors = [
         single_meteor_score(
@@ -61,6 +86,30 @@ def test_default_is_what_the_libraries_give():
     scorer = LexicalScorer(REFERENCES)
     if "wn:none" in scorer.signatures["meteor"]:
         assert ours["meteor"] == pytest.approx(np.mean(meteors), abs=1e-12)
+
+
+def test_meteor_is_that_of_nltk_pair_by_pair():
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import single_meteor_score
+
+    stemmer = PorterStemmer()
+    rng = random.Random(3)
+    words = [
+        "thick",
+        "thickened",
+        "thickening",
+        "nodule",
+        "nodules",
+        "effusion",
+        "effusions",
+        "wall",
+        "walls",
+        "a",
+    ]
+    for _ in range(300):
+        first, second = (rng.choices(words, k=rng.randint(0, 25)) for _ in range(2))
+        expected = single_meteor_score(first, second, stemmer=stemmer, wordnet=NoWordNet())
+        assert meteor(first, second, stemmer.stem) == pytest.approx(expected, abs=1e-12)
 
 
 def test_u2_is_what_nltk_gives_report_by_report():
@@ -113,18 +162,21 @@ def test_default_by_hand_on_two_reports():
     assert scores["rouge2"] == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_coco_is_what_pycocoevalcap_gives_on_tokenized_text():
+def coco_scores(references: dict[int, list[str]], candidates: dict[int, list[str]]) -> dict[str, float]:
     bleu = pytest.importorskip("pycocoevalcap.bleu.bleu")
     rouge = pytest.importorskip("pycocoevalcap.rouge.rouge")
+    scores, _ = bleu.Bleu(4).compute_score(references, candidates, verbose=0)
+    found = {f"bleu{order}": value for order, value in enumerate(scores, start=1)}
+    return found | {"rougeL": float(rouge.Rouge().compute_score(references, candidates)[0])}
+
+
+def test_coco_is_what_pycocoevalcap_gives_on_tokenized_text():
     tokenized = [
         [" ".join(ptb_tokenize(text.lower())) for text in texts] for texts in (REFERENCES, CANDIDATES)
     ]
     references, candidates = (dict(enumerate([text] for text in texts)) for texts in tokenized)
     ours = score_texts(CANDIDATES, REFERENCES, protocol="coco")
-    expected, _ = bleu.Bleu(4).compute_score(references, candidates, verbose=0)
-    for order, value in enumerate(expected, start=1):
-        assert ours[f"bleu{order}"] == pytest.approx(value, abs=1e-12)
-    assert ours["rougeL"] == pytest.approx(rouge.Rouge().compute_score(references, candidates)[0], abs=1e-12)
+    assert ours == pytest.approx(coco_scores(references, candidates), abs=1e-12)
 
 
 def test_coco_by_hand_on_one_report():

@@ -6,7 +6,7 @@ Three protocols, never to be mixed: the same texts score 1.8 times apart between
 |---|---|---|---|---|
 | `default` | sacreBLEU, corpus, 13a tokens | rouge-score F1, stemmed, mean | NLTK, 13a tokens, mean | sacreBLEU |
 | `u2` | NLTK method3, split at spaces, mean | as above | NLTK, split at spaces, mean | - |
-| `coco` | pycocoevalcap, corpus, PTB tokens | ROUGE-L of pycocoevalcap (beta 1.2) | - | - |
+| `coco` | pycocoevalcap, corpus, PTB tokens | ROUGE-L of pycocoevalcap (beta 1.2) | jar, with Java only | - |
 
 "mean" is that of the reports' own scores. Texts are lower-cased, and every Han character is one word. All scores are
 from 0 to 1. The libraries tokenize, stem, align and define the formulas; counting is done for all reports at once and
@@ -26,6 +26,8 @@ from typing import Any, Literal
 import numpy as np
 
 from .hygiene import separate_han
+from .meteor import NoWordNet, find_wordnet, meteor
+from .meteor_jar import count_meteor, meteor_score
 from .overlap import NgramCounts, count_ngrams, lcs_length, overlap
 from .ptb import ptb_tokenize, ptb_tokenize_java
 
@@ -46,7 +48,8 @@ class LexicalScorer:
     Args:
         references (`Sequence[str]`): One non-empty reference per report.
         protocol (`str`): `"default"`, `"u2"` (the mu2 paper's scripts, their BLEU nesting mended) or `"coco"`.
-        java (`bool`): For `coco`, tokenize with pycocoevalcap's Java tokenizer instead of our reading of its rules.
+        java (`bool`): For `coco`, use pycocoevalcap's Java: its tokenizer instead of our reading of its rules, and
+            METEOR 1.5.
     """
 
     def __init__(self, references: Sequence[str], *, protocol: Protocol = "default", java: bool = False):
@@ -61,7 +64,7 @@ class LexicalScorer:
             )
         _check_installed()
         self.protocol = protocol
-        self.metrics = PROTOCOLS[protocol]
+        self.metrics = (*PROTOCOLS[protocol], "meteor") if java else PROTOCOLS[protocol]
         self._codes: defaultdict[Any, int] = defaultdict(count().__next__)
         self._stemmer = _Stemmer()
         self._words: Callable[[list[str]], list[list[str]]] = {
@@ -71,7 +74,7 @@ class LexicalScorer:
         }[protocol]
         self._tokenized: dict[str, tuple[list[str], list[str]]] = {}
         self._wordnet: Any
-        self._wordnet, wordnet_name = _find_wordnet() if "meteor" in self.metrics else (None, "")
+        self._wordnet, wordnet_name = (None, "") if protocol == "coco" else find_wordnet()
         self.signatures = _signatures(protocol, java, wordnet_name, len(references))
         self._references = self._prepare(references)
 
@@ -96,9 +99,12 @@ class LexicalScorer:
         else:
             columns["ngrams"] = grams
         if self.protocol == "coco":
-            columns["rouge"] = np.array([_coco_rouge_l(*pair) for pair in zip(mine.words, theirs.words)])[
-                :, None
-            ]
+            rouge = [_coco_rouge_l(*pair) for pair in zip(mine.words, theirs.words)]
+            columns["rouge"] = np.array(rouge)[:, None]
+            if "meteor" in self.metrics:
+                columns["meteor"] = count_meteor(
+                    *([" ".join(words) for words in side.words] for side in (mine, theirs))
+                )
             return columns
         columns["rouge"] = self._rouge(mine, theirs)
         columns["meteor"] = np.array([self._meteor(*pair) for pair in zip(mine.words, theirs.words)])[:, None]
@@ -124,7 +130,8 @@ class LexicalScorer:
         found = {f"bleu{order + 1}": bleu[..., order] for order in range(_ORDERS)}
         rouge = sums["rouge"] / reports
         if self.protocol == "coco":
-            return found | {"rougeL": rouge[..., 0]}
+            found["rougeL"] = rouge[..., 0]
+            return found | ({"meteor": meteor_score(sums["meteor"])} if "meteor" in self.metrics else {})
         found |= {name: rouge[..., index] for index, name in enumerate(("rouge1", "rouge2", "rougeL"))}
         found["meteor"] = (sums["meteor"] / reports)[..., 0]
         if self.protocol == "default":
@@ -167,6 +174,8 @@ class LexicalScorer:
         )
 
     def _meteor(self, candidate: list[str], reference: list[str]) -> float:
+        if isinstance(self._wordnet, NoWordNet):
+            return meteor(reference, candidate, self._stemmer.stem)
         from nltk.translate.meteor_score import single_meteor_score
 
         return single_meteor_score(reference, candidate, stemmer=self._stemmer, wordnet=self._wordnet)
@@ -203,13 +212,6 @@ class _Stemmer:
         from nltk.stem.porter import PorterStemmer
 
         self.stem = cache(PorterStemmer().stem)
-
-
-class _NoWordNet:
-    """Stands in for WordNet where its data are absent: no word has a synonym."""
-
-    def synsets(self, word: str) -> list[Any]:
-        return []
 
 
 def _each(tokenize: Callable[[str], list[str]]) -> Callable[[list[str]], list[list[str]]]:
@@ -290,17 +292,6 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
-def _find_wordnet() -> tuple[Any, str]:
-    """Return WordNet where NLTK finds its data, else nothing; never download."""
-    from nltk.corpus import wordnet
-
-    try:
-        wordnet.ensure_loaded()
-    except LookupError:
-        return _NoWordNet(), "none"
-    return wordnet, wordnet.get_version()
-
-
 def _signatures(protocol: str, java: bool, wordnet: str, num_reports: int) -> dict[str, str]:
     """Write down, per metric, everything that moves its number."""
     end = f"lc:yes|han:characters|n:{num_reports}|protocol:{protocol}"
@@ -312,7 +303,9 @@ def _signatures(protocol: str, java: bool, wordnet: str, num_reports: int) -> di
     }[protocol]
     signatures = {f"bleu{order}": f"bleu{order}|{bleu}|tok:{words}|{end}" for order in range(1, _ORDERS + 1)}
     if protocol == "coco":
-        return signatures | {"rougeL": f"rougeL|pycocoevalcap:1.2|agg:mean|beta:1.2|tok:{words}|{end}"}
+        signatures["rougeL"] = f"rougeL|pycocoevalcap:1.2|agg:mean|beta:1.2|tok:{words}|{end}"
+        jar = f"meteor|jar:1.5|agg:corpus|lang:en|norm:yes|tok:{words}|stem:snowball|wn:jar|para:jar|{end}"
+        return signatures | ({"meteor": jar} if java else {})
     rouge = f"rouge-score:{version('rouge-score')}|agg:mean|f1|tok:alphanumeric|stem:porter"
     signatures |= {name: f"{name}|{rouge}|{end}" for name in ("rouge1", "rouge2", "rougeL")}
     signatures["meteor"] = (
