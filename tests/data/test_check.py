@@ -170,11 +170,11 @@ def test_a_killed_check_goes_on_and_ends_in_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_twenty_kills_at_random_moments_end_in_the_same_bytes(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "kills"), [(1, 20), (2, 6)])
+def test_many_kills_at_random_moments_end_in_the_same_bytes(tmp_path, workers, kills):
     """A part of the records exists from the first volume on: from then on a kill comes during a write."""
     killed = KilledRuns(
         check_rows, many_rows(tmp_path / "volumes"), tmp_path / "out", workers, "parts/*.jsonl"
     )
-    assert killed.kill(20) >= 5
+    assert killed.kill(kills) >= kills // 4
     assert snapshot(killed.finish()) == snapshot(killed.undisturbed)

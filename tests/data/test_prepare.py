@@ -344,11 +344,11 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_twenty_kills_at_random_moments_end_in_the_same_bytes(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "kills"), [(1, 20), (2, 6)])
+def test_many_kills_at_random_moments_end_in_the_same_bytes(tmp_path, workers, kills):
     rows = write_rows(tmp_path / "volumes", 8, damaged=(3,))
     killed = KilledRuns(prepare_big, rows, tmp_path / "out", workers)
-    assert killed.kill(20) >= 5
+    assert killed.kill(kills) >= kills // 4
     out = killed.finish()
     assert snapshot(out) == snapshot(killed.undisturbed)
     assert not list(out.rglob(f"{PARTIAL}*.safetensors"))

@@ -177,7 +177,7 @@ def _open(source: str, root: Path | None, splits: list[str] | None, view: Rows) 
     except ImportError as error:
         raise ImportError('Opening a dataset needs `datasets`: pip install "hf_mu2[train]".') from error
     from hf_mu2.data.build import CORPORA, load_corpus
-    from hf_mu2.data.prepare import undecoded
+    from hf_mu2.data.plan import undecoded
     from hf_mu2.data.views import view_dataset
 
     if root is not None:

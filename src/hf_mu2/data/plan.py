@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -111,6 +112,27 @@ def source_text(image: Any, study_id: str) -> str:
         )
     fields["path"] = os.path.abspath(fields["path"])  # noqa: PTH100
     return to_line(fields)[:-1]
+
+
+def undecoded(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Let a dataset yield paths in place of nibabel images; other iterables pass."""
+    features = dataset_features(rows)
+    if features is None:
+        return rows
+    from datasets import List, Nifti, Value
+
+    if features.get("images") in (None, List(Value("string"))):
+        return rows
+    return rows.cast_column("images", List(Nifti(decode=False)))  # type: ignore[attr-defined]
+
+
+def dataset_features(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """Return the features of a dataset, `None` for anything else."""
+    if "datasets" not in sys.modules:
+        return None
+    from datasets import Dataset, IterableDataset
+
+    return rows.features if isinstance(rows, (Dataset, IterableDataset)) else None
 
 
 def source_files(source: str) -> list[Path]:

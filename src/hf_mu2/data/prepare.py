@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_mu2.data.executors import run_tasks
-from hf_mu2.data.plan import Plan, to_line, write_plan
+from hf_mu2.data.plan import Plan, dataset_features, to_line, undecoded, write_plan
 from hf_mu2.data.prepare_shards import CLAMP_HU, FORMS, LOSS, ShardWork
 from hf_mu2.files import replace_text, replacing
 from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
@@ -95,7 +94,7 @@ def prepare(
         plan.num_shards,
         plan.folder / "logs",
         is_done=work.is_done,
-        finish=_Finish(work, started, _features(rows)),
+        finish=_Finish(work, started, dataset_features(rows)),
         executor=executor,
         workers=workers,
         options=options,
@@ -165,18 +164,6 @@ def moved(image: str, folder: Path) -> str:
     fields = json.loads(image)
     shard = folder.joinpath(*Path(fields["prepared"]).parts[-3:])
     return prepared_reference(shard, fields["volume"], fields["key"])
-
-
-def undecoded(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    """Let a dataset yield paths in place of nibabel images; other iterables pass."""
-    features = _features(rows)
-    if features is None:
-        return rows
-    from datasets import List, Nifti, Value
-
-    if features.get("images") in (None, List(Value("string"))):
-        return rows
-    return rows.cast_column("images", List(Nifti(decode=False)))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -288,15 +275,6 @@ def _write_rows(out: Path, split: str, plan: Plan, images: list[str | dict[str, 
                 row_lines.write(to_line({**row, "images": own}, sort=False))
                 count += 1
     return count
-
-
-def _features(rows: Iterable[Mapping[str, Any]]) -> Any:
-    """Return the features of a dataset, `None` for anything else."""
-    if "datasets" not in sys.modules:
-        return None
-    from datasets import Dataset, IterableDataset
-
-    return rows.features if isinstance(rows, (Dataset, IterableDataset)) else None
 
 
 def _card(manifest: Mapping[str, Any], features: Any) -> str:

@@ -30,7 +30,7 @@ LOSS = {
     "preprocessed_numpy": "HU clamped to +-1000 and divided by 1000, float32: no rounding",
 }
 CLAMP_HU = 1000.0  # METHOD: [-1000, 1000]
-_ROOM = 4096  # bytes of a shard's header kept per volume, and once more
+_ROOM = 8192  # bytes of a shard's header kept per volume, and once more
 
 Prepare = Callable[[str], tuple[np.ndarray, dict[str, Any]]]
 
@@ -153,8 +153,6 @@ def _prepared(
                 written.add(name)
             records.append({"volume": name})
         except ValueError as error:  # an OSError, such as a full disk, ends the run instead
-            if not isinstance(error, VolumeError):
-                raise
             records.append({"reason": str(error), **{key: volume[key] for key in ("study_id", "image")}})
 
 
