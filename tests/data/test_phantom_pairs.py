@@ -70,7 +70,7 @@ def test_a_pair_of_sides_swaps_them_in_truth_volume_and_words(label, region):
 def test_a_pair_of_sizes_shrinks_the_finding_at_its_place(label, region):
     pair = make_pair(7, label, "size", spacing=(4.0, 3.0, 3.0), region=region)
     (large,), (small,) = ([f for f in p.findings if f.label == label] for p in (pair.first, pair.second))
-    assert small.size_mm == pytest.approx(0.6 * large.size_mm, abs=0.6)
+    assert small.size_mm == pytest.approx(0.6 * large.size_mm, abs=0.9)  # both are rounded
     assert (small.side, small.region, small.count) == (large.side, large.region, large.count)
     masks = [phantom.mask(label) for phantom in (pair.first, pair.second)]
     assert (masks[1] & ~masks[0]).sum() <= 0.02 * masks[1].sum()

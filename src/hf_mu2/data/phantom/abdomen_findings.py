@@ -54,7 +54,7 @@ def _ascites(scene: AbdomenScene, rng: np.random.Generator) -> list[Finding]:
 def _obstruction(scene: AbdomenScene, rng: np.random.Generator) -> list[Finding]:
     """Blow up the anterior coil of the small bowel, with fluid levels."""
     c = scene.canvas
-    radius = rng.uniform(16, 23) * scene.scale * scene.draw.shrink
+    radius = max(rng.uniform(16, 23) * scene.scale * scene.draw.shrink, 14.5)
     course = along(scene.loops[-1][: int(rng.integers(14, 20))], 9.0)
     bit = BIT["Bowel obstruction"]
     for bead in course:

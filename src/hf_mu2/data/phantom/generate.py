@@ -156,6 +156,8 @@ def make_phantom(
         draws (`Mapping[str, Draw]`, *optional*): Departures of single findings from what the seed draws.
     """
     body = body_region(region)
+    if seed < 0:
+        raise ValueError(f"`seed` must not be negative, got {seed}. Pass 0 or more.")
     if difficulty not in DIFFICULTIES:
         raise ValueError(
             f'`difficulty` must be "easy", "standard" or "hard", got "{difficulty}". Pass one of the three.'
@@ -169,8 +171,6 @@ def make_phantom(
         raise ValueError(
             f"`spacing` must be three values of 0.3 to 20 mm, got {spacing}. Pass (z, y, x) in mm."
         )
-    if seed < 0:
-        raise ValueError(f"`seed` must not be negative, got {seed}. Pass 0 or more.")
     if text_shortcut is not None and not 0 <= text_shortcut <= 1:
         raise ValueError(
             f"`text_shortcut` must lie in 0 to 1, got {text_shortcut}. Leave it out for varied text."

@@ -123,7 +123,7 @@ def make_pair(
     Args:
         label (`str`): One of `pair_labels(change, region)`.
         change (`str`): `"presence"`: absent, present. `"side"`: the same finding in one of the sides, each in turn.
-            `"size"`: large, and 0.6 times as large at the same place.
+            `"size"`: large, and 0.6 times as large at the same place, but never as small as what is normal.
         spacing, difficulty, text_shortcut: As in [`make_phantom`]. Reports are always those of `wording.py`.
     """
     if label not in pair_labels(change, region):
