@@ -6,10 +6,24 @@ Heavy imports live inside the commands, so that `hf-mu2 --help` stays as quick a
 import os
 import sys
 
-from . import checkpoints, data, prepare, reports, training
+from . import checkpoints, phantom, data, prepare, training, reports, labels, evaluate, judge, publish  # isort: skip
 from .shared import app, complain
 
-__all__ = ["app", "checkpoints", "data", "main", "prepare", "reports", "training"]
+# The order above is that of `hf-mu2 --help`.
+__all__ = [
+    "app",
+    "checkpoints",
+    "data",
+    "evaluate",
+    "judge",
+    "labels",
+    "main",
+    "phantom",
+    "prepare",
+    "publish",
+    "reports",
+    "training",
+]
 
 
 def main() -> None:
