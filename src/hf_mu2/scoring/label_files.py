@@ -71,7 +71,7 @@ def label_file(
         ]
     records = []
     for study_id, text, found in zip(ids, texts, labels, strict=True):
-        record = {"study_id": study_id, "labels": found, "labeler": VERSION}
+        record: dict[str, Any] = {"study_id": study_id, "labels": found, "labeler": VERSION}
         if evidence:
             record["evidence"] = [
                 {

@@ -96,7 +96,7 @@ def _cross_validated(texts: Sequence[str], labels: np.ndarray, fold: np.ndarray)
                     if any(mention.status != "negative" for mention in mentions_in(sentence, rules))
                 ]
             fires[row, known[sentence]] = True
-    right = fires & (labels[:, columns] == 1)
+    right = fires & labels[:, columns].astype(bool)
     held_out = np.zeros_like(labels)
     for number in np.unique(fold):
         others = fold != number

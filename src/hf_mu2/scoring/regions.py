@@ -118,7 +118,8 @@ def compare_findings(original: str, rewrite: str, *, region: str) -> FindingsCom
         _distinct([finding for sentence in read for finding in sentence.findings]) for read in texts
     )
     lost, added = before - after, after - before
-    moved, resized = [], []
+    moved: list[tuple[RegionFinding, RegionFinding]] = []
+    resized: list[tuple[RegionFinding, RegionFinding]] = []
     for old in _ordered(lost):
         for new in _ordered(added):
             if (old.organ, old.head, old.polarity) == (new.organ, new.head, new.polarity):
@@ -131,7 +132,7 @@ def compare_findings(original: str, rewrite: str, *, region: str) -> FindingsCom
         verdict: Verdict = "differs"
     elif unread or not before:
         verdict = "unchecked"
-        unread = unread or ("no finding was read",)
+        unread = unread or ["no finding was read"]
     else:
         verdict = "agrees"
     return FindingsComparison(

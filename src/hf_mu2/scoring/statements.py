@@ -126,8 +126,8 @@ def even_text(report: str) -> Text:
     if len(lower) != len(report):  # a few capitals grow when lowered
         lower = "".join(character.lower()[0] for character in report)
     lower = lower.translate(_PLAIN)
-    words = []
-    parts = []
+    words: list[tuple[int, int]] = []
+    parts: list[str] = []
     length = line_start = num_words = 0
     end = 0
     for match in _WORD.finditer(lower):
