@@ -81,9 +81,9 @@ def test_a_cyst_measures_what_the_finding_says():
     for seed in range(40, 60):
         if abdomen(seed, ["Renal cyst"], (15, 15, 15)).findings[0].count == 1:
             break
-    phantom = abdomen(seed, ["Renal cyst"], (2.0, 1.5, 1.5))
+    phantom = abdomen(seed, ["Renal cyst"], (3.0, 2.0, 2.0))
     extent = np.ptp(np.argwhere(phantom.mask("Renal cyst")), axis=0) + 1
-    assert float(max(extent[1:])) * 1.5 == pytest.approx(phantom.findings[0].size_mm, rel=0.2, abs=2.5)
+    assert float(max(extent[1:])) * 2.0 == pytest.approx(phantom.findings[0].size_mm, rel=0.2, abs=2.5)
 
 
 def test_labels_are_as_frequent_as_stated():

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .abdomen import SIDES, AbdomenScene, along, gallbladder, paint_spleen
+from .abdomen import AbdomenScene, along, gallbladder, paint_spleen
+from .abdomen_anatomy import SIDES
 from .abdomen_sentences import ABDOMEN
 from .anatomy import EVERYWHERE, side_sign
 from .draw import Draw, graded, paint_in_turn

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .abdomen import AbdomenAnatomy, render_abdomen
+from .abdomen import render_abdomen
+from .abdomen_anatomy import AbdomenAnatomy
 from .abdomen_findings import paint_abdomen_findings
 from .anatomy import Anatomy, Canvas, stream
 from .chest import render_chest
