@@ -109,7 +109,12 @@ def _draw_metrics(
         marker = _MARKERS[index % len(_MARKERS)]
         axes.plot([], [], marker, color="none", markeredgecolor=_PUBLISHED, label=f"published: {system}")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.06), ncols=3, frameon=False, fontsize=8.5)
-    badges = dict.fromkeys(f"published, {value.source}: {value.badge}" for value in published)
+    protocol = result["settings"]["protocol"]
+    badges = dict.fromkeys(
+        f"published, {value.source}: {value.badge}"
+        + ("" if value.protocol == protocol else f" — not protocol {protocol}, not comparable")
+        for value in published
+    )
     axes.set_title("\n".join(badges), loc="left", fontsize=8.5, color=_PUBLISHED)
 
 
