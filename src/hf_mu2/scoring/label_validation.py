@@ -98,8 +98,8 @@ def _cross_validated(texts: Sequence[str], labels: np.ndarray, fold: np.ndarray)
             fires[row, known[sentence]] = True
     right = fires & labels[:, columns].astype(bool)
     held_out = np.zeros_like(labels)
-    for number in np.unique(fold):
-        others = fold != number
+    for number in range(fold.max() + 1):
+        others = np.not_equal(fold, number)
         earned = right[others].sum(axis=0) * 2 >= np.maximum(fires[others].sum(axis=0), 1)
         for column in range(len(LABELS)):
             kept = fires[:, earned & (columns == column)].any(axis=1)
