@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from hf_mu2.data.corpus import CorpusError, Drops
 from hf_mu2.data.phantom import make_phantom
 from hf_mu2.data.phantom.abdomen_atlas_tree import COLUMNS, write_abdomen_atlas_tree
 from hf_mu2.model.volume_mu2 import load_volume
+from tests.corpus_step import take_training_step
 from tests.paths import shared_data_or_skip
 
 TABLE = TABLES[0]
@@ -196,8 +198,13 @@ def test_unknown_options_are_named(tree):
         list(read_studies(tree, Drops(), report="Narrative"))
 
 
-def test_load_corpus_opens_volumes_lazily(tree, tmp_path):
-    import nibabel as nib
-
-    dataset = load_corpus("abdomen_atlas", tree, "test", cache_dir=tmp_path / "cache")
+def test_an_archive_opens_lazily_and_trains(tree, tmp_path):
+    dataset = load_corpus("abdomen_atlas", tree, "train", cache_dir=tmp_path / "cache", validation_share=0.0)
     assert nib.is_proxy(dataset[0]["images"][0].dataobj)
+    take_training_step(dataset)
+
+
+def test_a_shard_trains_as_well(phantoms, tmp_path):
+    root = write_abdomen_atlas_tree(tmp_path / "atlas", phantoms[:3], archive="tar")
+    dataset = load_corpus("abdomen_atlas", root, "train", cache_dir=tmp_path / "cache", validation_share=0.0)
+    take_training_step(dataset)

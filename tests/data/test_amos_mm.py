@@ -15,6 +15,7 @@ from hf_mu2.data.phantom import make_phantom
 from hf_mu2.data.phantom.amos_mm_tree import write_amos_mm_tree
 from hf_mu2.data.views import vqa_rows
 from hf_mu2.model.volume_mu2 import load_volume
+from tests.corpus_step import take_training_step
 from tests.paths import shared_data_or_skip
 
 SPACING = (12, 8, 8)
@@ -251,9 +252,10 @@ def test_metadata_holds_numbers_only(tree):
     assert set(metadata) == {"spacing", "age"}
 
 
-def test_load_corpus_opens_volumes_lazily(tree, tmp_path):
-    dataset = load_corpus("amos_mm", tree, "test", cache_dir=tmp_path / "cache")
+def test_an_archive_opens_lazily_and_trains(tree, tmp_path):
+    dataset = load_corpus("amos_mm", tree, "train", cache_dir=tmp_path / "cache", validation_share=0.0)
     assert nib.is_proxy(dataset[0]["images"][0].dataobj)
+    take_training_step(dataset)
 
 
 def test_ids_and_keys_are_those_of_the_real_index(tree):

@@ -14,6 +14,7 @@ from hf_mu2.data.phantom import make_phantom
 from hf_mu2.data.phantom.m3d_cap_tree import WINDOW, write_m3d_cap_tree
 from hf_mu2.data.pictures import BLACK, stack_slices
 from hf_mu2.model.volume_mu2 import load_volume
+from tests.corpus_step import take_training_step
 
 SPACING = (12.0, 8.0, 8.0)
 
@@ -165,6 +166,16 @@ def test_a_case_in_two_splits_goes_to_the_later_one(converted):
     assert drops.notes["listed in several splits, kept in the last"] == 1
 
 
+def test_a_series_listed_twice_and_a_volume_that_is_not_listed_are_counted(converted):
+    index = json.loads((converted / INDEX).read_text())
+    index["train"].append(index["train"][0])
+    del index["test"][:]
+    (converted / INDEX).write_text(json.dumps(index))
+    rows, drops = read(converted)
+    assert len(rows) == 2 and drops.notes["series listed twice"] == 1
+    assert drops.reasons == {"volume without report": 2}
+
+
 def test_paths_with_the_prepared_folder_in_front_are_understood(converted):
     text = (converted / INDEX).read_text()
     (converted / INDEX).write_text(text.replace('"ct_case/', '"M3D_Cap_npy/ct_case/'))
@@ -209,6 +220,8 @@ def test_a_link_that_leaves_the_root_is_refused(converted, tmp_path):
         list(read_studies(converted, Drops()))
 
 
-def test_load_corpus_opens_volumes_lazily(converted, tmp_path):
-    dataset = load_corpus("m3d_cap", converted, "test", cache_dir=tmp_path / "cache")
-    assert nib.is_proxy(dataset[0]["images"][0].dataobj)
+def test_an_archive_opens_lazily_and_trains(tree, tmp_path):
+    convert_m3d_cap(tree, window=WINDOW, spacing=(5.0, 4.0, 4.0))
+    dataset = load_corpus("m3d_cap", tree, cache_dir=tmp_path / "cache")
+    assert nib.is_proxy(dataset["train"][0]["images"][0].dataobj)
+    take_training_step([dataset["train"][0], dataset["test"][0]])

@@ -90,8 +90,8 @@ def read_studies(
                 except UnicodeDecodeError:
                     drops.drop("text is not UTF-8", study_id)
                     continue
-                report = _labels(record, study_id).get("report")
-                sections = _sections(report, study_id)
+                report = _report(record, study_id)
+                sections = _sections(report)
                 pairs = _questions(qa, study_id, drops)
                 findings = "\n".join(text for _, text in sections)
                 key = (
@@ -159,15 +159,19 @@ def _labels(record: Mapping[str, Any], study_id: str) -> Mapping[str, Any]:
     return labels
 
 
-def _sections(report: Any, study_id: str) -> list[tuple[str, str]]:
-    """Return the findings of every region that has any."""
-    findings = report.get("findings") if isinstance(report, dict) else None
-    if not isinstance(findings, dict):
+def _report(record: Mapping[str, Any], study_id: str) -> Mapping[str, Any]:
+    report = _labels(record, study_id).get("report")
+    if not isinstance(report, dict) or not isinstance(report.get("findings"), dict):
         raise CorpusError(
             f"A record of AMOS-MM holds `labels.report.findings` per region, that of `{study_id}` does not. Pass the "
             "files as the challenge distributes them."
         )
-    texts = [(region, str(findings.get(region) or "").strip()) for region in REGIONS]
+    return report
+
+
+def _sections(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the findings of every region that has any."""
+    texts = [(region, str(report["findings"].get(region) or "").strip()) for region in REGIONS]
     return [(region, text) for region, text in texts if text]
 
 

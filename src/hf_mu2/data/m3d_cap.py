@@ -94,6 +94,11 @@ def read_studies(
                 findings=caption,
                 metadata={"series": series, "caption": source, "assumed": assumed},
             )
+    listed = {series for case in cases.values() for series in case.series}
+    for path in sorted((root / volumes).glob("*/*/*.nii.gz")):
+        series = path.relative_to(root / volumes).as_posix().removesuffix(".nii.gz")
+        if series not in listed:
+            drops.drop("volume without report", series)
 
 
 def convert_m3d_cap(
@@ -138,8 +143,10 @@ def _index(root: Path, drops: Drops) -> dict[str, _Case]:
             plane = plane_of(PurePosixPath(series).name)
             if plane != "axial":
                 drops.note(f"series left out: {plane or 'unnamed plane'}", series)
-            elif series not in case.series:
-                case.series.append(_folder(root, series))
+            elif (folder := _folder(root, series)) in case.series:
+                drops.note("series listed twice", series)
+            else:
+                case.series.append(folder)
     return cases
 
 

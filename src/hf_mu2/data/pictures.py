@@ -71,7 +71,7 @@ def stack_slices(
         raise CorpusError(
             f"`spacing` is three positive numbers in mm, got {tuple(spacing)}. Pass e.g. 5 0.8 0.8."
         )
-    slices = []
+    slices: list[np.ndarray] = []
     for path in _numbered(folder):
         try:
             with Image.open(path) as picture:

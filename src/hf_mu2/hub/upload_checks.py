@@ -60,7 +60,8 @@ def list_files(folder: Path) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: if a link leads out of the folder.
     """
-    wanted, left = [], []
+    wanted: list[str] = []
+    left: list[str] = []
     home = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -96,7 +97,7 @@ def find_secrets(folder: Path, files: Iterable[str]) -> list[Problem]:
 
 def find_patient_data(folder: Path, files: Iterable[str]) -> list[Problem]:
     """Return what is made to name a patient: keys of tables, DICOM files, DICOM in NIfTI headers, closed archives."""
-    problems = []
+    problems: list[Problem] = []
     for name in files:
         path = folder / name
         suffixes = "".join(path.suffixes).lower()
