@@ -102,7 +102,7 @@ def _cross_validated(texts: Sequence[str], labels: np.ndarray, fold: np.ndarray)
         others = np.not_equal(fold, number)
         earned = right[others].sum(axis=0) * 2 >= np.maximum(fires[others].sum(axis=0), 1)
         for column in range(len(LABELS)):
-            kept = fires[:, earned & (columns == column)].any(axis=1)
+            kept = fires[:, earned & (columns == column)].sum(axis=1) > 0
             held_out[~others, column] = kept[~others]
     return held_out
 
