@@ -37,8 +37,6 @@ _SPLIT_OF = {
 }
 _VOLUME_ENDINGS = (".nii.gz", ".nii", ".zip")
 _LABELS = {label.lower(): label for label in FINDING_LABELS}
-
-
 _TOLD = {"report", "findings", "impression", "questions", "labels", *_LABELS}
 
 

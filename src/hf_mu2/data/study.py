@@ -131,9 +131,9 @@ def check_study(row: Mapping[str, Any]) -> None:
     if set(labels) != set(FINDING_LABELS):
         odd = sorted(set(labels) ^ set(FINDING_LABELS))
         refuse("`labels` has exactly the 18 finding labels", odd, "See `FINDING_LABELS` for the spelling.")
-    odd = {name: value for name, value in labels.items() if value not in (0, 1, None)}
-    if odd:
-        refuse("A label is 1, 0 or None", odd, "Threshold probabilities first.")
+    unclear = {name: value for name, value in labels.items() if value not in (0, 1, None)}
+    if unclear:
+        refuse("A label is 1, 0 or None", unclear, "Threshold probabilities first.")
     if row["region"] and set(row["region"].split("+")) - set(REGIONS):
         refuse(f"`region` joins {REGIONS} by `+`", row["region"], 'Use "" where it is unknown.')
     for question in row["questions"]:
