@@ -188,6 +188,13 @@ def test_easy_studies_have_less_noise_and_larger_findings():
     assert easy.volume[corner].std() < standard.volume[corner].std()
 
 
+def test_the_truth_stays_json_where_a_finding_is_thinner_than_a_voxel():
+    for seed in range(20):
+        phantom = make_phantom(seed, spacing=(20, 20, 20), labels=["Atelectasis"])
+        (told,) = json.loads(json.dumps(phantom.truth(), allow_nan=False))["findings"]
+        assert (told["center_mm"] is None) == (told["num_voxels"] == 0)
+
+
 def test_hard_studies_have_more_noise_and_smaller_findings_at_the_same_place():
     standard, hard = (
         make_phantom(8, spacing=COARSE, labels=["Pleural effusion"], difficulty=difficulty)

@@ -88,19 +88,22 @@ class Phantom:
         """Return what is known of the study, as JSON can hold it: the patient, and of each finding what was drawn.
 
         A finding has the fields of [`Finding`], the `mask_bit` of its label, and of that mask the number of voxels,
-        the volume in ml and the centre in RAS mm.
+        the volume in ml and the centre in RAS mm, `None` where the spacing is too coarse to leave it a voxel.
         """
         findings = []
         for finding in self.findings:
             inside = np.argwhere(self.mask(finding.label))
-            center = self.affine[:3, :3] @ inside.mean(0)[::-1] + self.affine[:3, 3]
+            center = None
+            if len(inside):
+                in_mm = self.affine[:3, :3] @ inside.mean(0)[::-1] + self.affine[:3, 3]
+                center = [round(float(mm), 1) for mm in in_mm]
             findings.append(
                 asdict(finding)
                 | {
                     "mask_bit": self.label_table.index(finding.label),
                     "num_voxels": len(inside),
                     "volume_ml": round(len(inside) * float(np.prod(self.spacing)) / 1000, 3),
-                    "center_mm": [round(float(mm), 1) for mm in center],
+                    "center_mm": center,
                 }
             )
         facts = {"seed": self.seed, "region": self.region, "generator_version": GENERATOR_VERSION}

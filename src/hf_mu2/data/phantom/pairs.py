@@ -59,9 +59,9 @@ _LARGE_MM = {
     "Splenomegaly": 165,
 }
 SHRINK = 0.6
-# Voxels further from both masks than this are equal. Some findings have a halo that their mask leaves out: compressed
-# lung along fluid, faint ground glass around a core, a layer of fluid thinner than half a voxel.
-REACH_MM = 14.0
+# How far from both masks voxels may differ: a halo and a few voxels, since a mask holds only what is half filled.
+# The halo of some findings is wide: compressed lung along fluid, faint ground glass around a core, thin layers of fluid.
+_NARROW_MM, _VOXELS = 8.0, 2.5
 _HALO_MM = {
     "Consolidation": 45.0,
     "Emphysema": 40.0,
@@ -90,8 +90,8 @@ class PhantomPair:
 
     @property
     def reach_mm(self) -> float:
-        """Return how far from the masks of the finding voxels may differ."""
-        return _HALO_MM.get(self.label, REACH_MM)
+        """Return how far from the masks of the finding voxels may differ, where the spacing leaves it a mask."""
+        return _HALO_MM.get(self.label, _NARROW_MM) + _VOXELS * max(self.first.spacing)
 
 
 def pair_labels(change: str, region: str = "chest") -> tuple[str, ...]:
