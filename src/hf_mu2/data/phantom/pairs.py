@@ -60,7 +60,7 @@ _LARGE_MM = {
 }
 SHRINK = 0.6
 # How far from both masks voxels may differ: a halo and a few voxels, since a mask holds only what is half filled.
-# The halo of some findings is wide: compressed lung along fluid, faint ground glass around a core, thin layers of fluid.
+# Some halos are wide: compressed lung along fluid, faint ground glass around a core, thin layers of fluid.
 _NARROW_MM, _VOXELS = 8.0, 2.5
 _HALO_MM = {
     "Consolidation": 45.0,
