@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_mu2.files import PARTIAL
+
 from .corpus import CorpusError, CorpusInfo, Drops, inside
+from .phantom.questions import ask_questions
 from .study import FINDING_LABELS, SPLITS, make_study
 
 INFO = CorpusInfo(
@@ -57,7 +60,9 @@ def read_studies(root: Path, drops: Drops) -> Iterator[dict[str, Any]]:
     split_of: dict[str, str] = {}
     seen: set[str] = set()
     for split in splits:
+        named: set[str] = set()
         for row in _rows(root, split):
+            named.update(row["images_file_names"])
             study_id, patient_id = row["study_id"], row["patient_id"]
             if split_of.setdefault(patient_id, split) != split:
                 raise CorpusError(
@@ -72,6 +77,9 @@ def read_studies(root: Path, drops: Drops) -> Iterator[dict[str, Any]]:
             else:
                 seen.add(study_id)
                 yield _study(row, split, volumes, root, drops)
+        for path in sorted((root / split).glob("*.nii.gz")):
+            if path.name not in named and not path.name.startswith(PARTIAL):
+                drops.drop("volume without report", path.name.removesuffix(".nii.gz"))
 
 
 def _rows(root: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -114,6 +122,7 @@ def _study(row: dict[str, Any], split: str, volumes: list[Path], root: Path, dro
         findings=row["findings"],
         impression=row["impression"],
         labels=row["labels"] if is_chest else None,
+        questions=ask_questions(row["study_id"], metadata),
         region=row["region"],
         metadata=metadata,
     )
