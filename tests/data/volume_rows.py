@@ -46,7 +46,7 @@ def write_rows(folder: Path, count: int, damaged: tuple[int, ...] = ()) -> list[
 
 def prepare_here(rows: list[dict[str, Any]], out: Path, processor: Mu2ImageProcessor) -> list[str]:
     """Write one shard in this process; return the references to its volumes, in order."""
-    plan = write_plan(rows, out / ".plan", len(rows))
+    plan = write_plan(rows, out / ".plan", sum(len(row["images"]) for row in rows))
     work = ShardWork(plan, out, "train", "tensors", processor.preparation)
     work.write(0, processor.prepare)
     shard = out / "shards" / "train" / "00000.safetensors"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from hf_mu2.model.volume_mu2 import VolumeError, load_volume, volume_reference
@@ -194,3 +195,40 @@ def test_a_checkpoint_reads_prepared_volumes_without_our_package_and_without_nib
     assert run.returncode == 0, run.stderr[-3000:]
     expected = small_processor()([prepared[0]], return_tensors="pt")["pixel_values"].double().sum().item()
     assert float(run.stdout) == pytest.approx(expected)
+
+
+class _Batches(torch.utils.data.Dataset):
+    """A batch per index, made in the worker."""
+
+    def __init__(self, sources: list[str]):
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, bool]:
+        pixels = small_processor()(self.sources, return_tensors="pt")["pixel_values"]
+        return pixels, pixels.is_shared()
+
+
+def test_a_worker_writes_pixels_where_the_training_process_reads_them(prepared):
+    """No copy between the two: at 40 MB a volume it would cost more than reading the store."""
+    ((pixels, is_shared),) = torch.utils.data.DataLoader(_Batches(prepared), batch_size=None, num_workers=1)
+    assert is_shared
+    torch.testing.assert_close(pixels, small_processor()(prepared, return_tensors="pt")["pixel_values"])
+
+
+def test_volumes_of_different_depth_share_a_batch(tmp_path, raw):
+    """Shorter ones end in zeros, whatever was in the memory before."""
+    deep = volume_reference(raw[1], spacing=(6.4, 2.0, 2.0))
+    processor = small_processor()
+    references = prepare_here([{"images": [raw[0], deep]}], tmp_path, processor)
+    expected, got = (
+        processor([*sources, sources[0]], return_tensors="pt") for sources in ([raw[0], deep], references)
+    )
+    assert expected["pixel_values"].shape[:2] == (3, 3)
+    torch.testing.assert_close(
+        got["pixel_values"], expected["pixel_values"], atol=BOUND_HU / 2000 + ROUNDING, rtol=0
+    )
+    torch.testing.assert_close(got["pixel_attention_mask"], expected["pixel_attention_mask"])
+    assert not got["pixel_values"][0, 2].any() and not got["pixel_values"][0, 1, 3:].any()

@@ -11,6 +11,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .official_transform_mu2 import official_frames
+from .prepared_mu2 import is_prepared
 from .resample_mu2 import Grid, plan_grid, resample
 from .volume_mu2 import Volume, VolumeError, guess_body_region, load_volume, preparation_key
 
@@ -225,19 +226,35 @@ class Mu2ImageProcessor(BaseImageProcessor):
             raise ValueError(
                 f"`study_ids` names one study per volume, got {len(study_ids)} for {len(sources)}."
             )
-        done: dict[Any, tuple[np.ndarray, np.ndarray, dict]] = {}
-        rows = []
+        keys = [source if isinstance(source, str) else id(source) for source in sources]
+        batch = None
+        # One volume, or prepared ones, are loaded at once and written straight into the batch.
+        if len(set(keys)) == 1 or all(map(is_prepared, sources)):
+            loaded = {key: self.load(source) for key, source in dict(zip(keys, sources)).items()}
+            sources = [loaded[key] for key in keys]
+            batch = self._allocate(len(sources), max(map(self._num_frames, loaded.values())))
+        first: dict[Any, int] = {}
+        rows: list[tuple[np.ndarray, np.ndarray, dict]] = []
         for index, source in enumerate(sources):
             study = index if study_ids is None else study_ids[index]
-            key = source if isinstance(source, str) else id(source), study if augment else None
-            if key not in done:
+            key = keys[index], study if augment else None
+            if key not in first:
+                first[key] = index
                 rng = np.random.default_rng([seed, epoch, _number(study)]) if augment else None
-                done[key] = self._process(source, rng, return_provenance)
-            rows.append(done[key])
+                out = None if batch is None else batch.numpy()[index]
+                rows.append(self._process(self.load(source), rng, return_provenance, out))
+            else:
+                rows.append(rows[first[key]])
+                if batch is not None:
+                    batch[index] = batch[first[key]]
+        if batch is None:
+            batch = self._allocate(len(rows), max(len(pixels) for pixels, _, _ in rows))
+            _stack([pixels for pixels, _, _ in rows], out=batch.numpy())
+        mask = np.zeros((*batch.shape[:2], self.num_slices // self.patch_depth), bool)
         features = BatchFeature(
             {
-                "pixel_values": _stack([row[0] for row in rows]),
-                "pixel_attention_mask": _stack([row[1] for row in rows]),
+                "pixel_values": batch if return_tensors == "pt" else batch.numpy(),
+                "pixel_attention_mask": _stack([row[1] for row in rows], out=mask),
             },
             tensor_type=return_tensors,
         )
@@ -254,36 +271,50 @@ class Mu2ImageProcessor(BaseImageProcessor):
             )
         return type(self)(**{name: overrides.get(name, getattr(self, name)) for name in names})
 
+    def _num_frames(self, volume: Volume) -> int:
+        if self.mode == "official":
+            return self.max_frames
+        return math.ceil(self.grid(volume).shape[0] / self.num_slices)
+
+    def _allocate(self, num_rows: int, num_frames: int) -> torch.Tensor:
+        """Return memory for a batch; in a `DataLoader` worker memory that the training process sees without a copy."""
+        shape = (num_rows, num_frames, self.num_channels * self.num_slices, self.size.height, self.size.width)
+        if torch.utils.data.get_worker_info() is None:
+            return torch.empty(shape)
+        shared = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as torch's own collator
+        return torch.empty(0).set_(shared, 0, shape)
+
     def _process(
-        self, source: Any, rng: np.random.Generator | None, with_provenance: bool
+        self, volume: Volume, rng: np.random.Generator | None, with_provenance: bool, out: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, dict]:
-        """Return the frames, the slab mask and the provenance of one volume."""
-        volume = self.load(source)
+        """Return the frames, the slab mask and the provenance of one volume; the frames in `out` if there is one."""
         provenance = {**volume.provenance, "mode": self.mode}
         num_slices, slabs = self.num_slices, self.num_slices // self.patch_depth
         if self.mode == "official":
             self._check_prepared(volume)
             pixels, affine = official_frames(volume, self.size.height, self.max_frames, num_slices)
+            pixels = pixels if out is None else _stack([pixels], out=out[None])[0]
             mask = np.ones((self.max_frames, slabs), bool)  # the published model knows no padding
             depth = self.max_frames * num_slices
         else:
             grid = self.grid(volume)
             depth, affine = grid.shape[0], grid.affine(volume)
-            num_frames = math.ceil(depth / num_slices)
-            hu = np.empty((self.num_channels, num_frames * num_slices, *grid.shape[1:]), np.float32)
-            hu[:, depth:] = 0
-            source = hu[0, :depth]
-            if "prepared" in volume.provenance and rng is None:
-                source = volume.array  # windowed straight from the file
-            else:
-                self._resample(volume, grid, out=source)
+            num_frames, plane = math.ceil(depth / num_slices), grid.shape[1:]
+            if out is None:
+                out = np.empty((num_frames, self.num_channels * num_slices, *plane), np.float32)
+            pixels, out[num_frames:] = out[:num_frames], 0
+            source = volume.array  # prepared HU are windowed straight from the file
+            if rng is not None or "prepared" not in volume.provenance:
+                in_place = pixels.reshape(-1, *plane)[:depth] if self.num_channels == 1 else None
+                source = self._resample(volume, grid, out=in_place)
             if rng is not None:
                 provenance["augmentation"] = _augment(source, self.spacing, rng)
             windows = self._windows(source)
-            for channel in reversed(range(self.num_channels)):  # the first, which may hold the HU, last
-                _apply_window(source, *windows[channel], out=hu[channel, :depth])
-            pixels = hu.reshape(self.num_channels, num_frames, num_slices, *grid.shape[1:])
-            pixels = pixels.swapaxes(0, 1).reshape(num_frames, -1, *grid.shape[1:])
+            for number, frame in enumerate(pixels.reshape(num_frames, self.num_channels, num_slices, *plane)):
+                hu = source[number * num_slices : (number + 1) * num_slices]
+                for window, channel in zip(windows, frame):
+                    _apply_window(hu, *window, out=channel[: len(hu)])
+                    channel[len(hu) :] = 0
             mask = (np.arange(num_frames * slabs) * self.patch_depth < depth).reshape(num_frames, slabs)
             provenance["windows_hu"] = [[round(float(edge), 2) for edge in window] for window in windows]
         if with_provenance:
@@ -340,14 +371,11 @@ def _number(study: int | str) -> int:
     return study if isinstance(study, int) else zlib.crc32(str(study).encode())
 
 
-def _stack(rows: list[np.ndarray]) -> np.ndarray:
-    """Stack rows, padding the first axis with zeros; one row is not copied."""
-    if len(rows) == 1:
-        return rows[0][None]
-    stacked = np.zeros((len(rows), max(len(row) for row in rows), *rows[0].shape[1:]), rows[0].dtype)
-    for target, row in zip(stacked, rows):
-        target[: len(row)] = row
-    return stacked
+def _stack(rows: list[np.ndarray], out: np.ndarray) -> np.ndarray:
+    """Copy rows into `out`, zeros behind the shorter ones."""
+    for target, row in zip(out, rows):
+        target[: len(row)], target[len(row) :] = row, 0
+    return out
 
 
 def _apply_window(hu: np.ndarray, low: float, high: float, out: np.ndarray) -> None:
