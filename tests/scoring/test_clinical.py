@@ -205,7 +205,15 @@ def test_sizes_agree_within_two_millimetres_or_a_fifth(told, agrees):
     )
 
 
-def test_unknown_labels_are_left_out_on_both_sides():
+def test_a_candidate_in_another_script_misses_every_finding():
+    scores = score([NODULE, NORMAL], ["右肺上叶见结节。", "双肺未见明显结节。"])
+    assert scores["coverage"] == 0 and scores["coverage_6_to_10mm"] == 0 and scores["micro_f1"] == 0
+    assert np.isnan(
+        score(["右肺上叶见结节。"], [NODULE])["accuracy"]
+    )  # nobody knows what this reference says
+
+
+def test_unknown_labels_of_the_reference_are_left_out():
     from dataclasses import replace
 
     known = read_findings(f"{NODULE} {EFFUSION}")

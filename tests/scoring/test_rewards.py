@@ -43,6 +43,12 @@ def test_a_report_gains_for_its_batch_what_it_gets_right():
     assert batch_crg_reward([NODULE], [NODULE]) == [1]
 
 
+def test_silence_and_another_script_earn_nothing_even_of_a_normal_study():
+    chinese = "双肺纹理清晰，未见明显结节。"
+    for reward in (label_f1_reward, crg_reward):
+        assert reward(["", "<think>no end", chinese], [NORMAL] * 3) == [0, 0, 0]
+
+
 def test_messages_and_reasoning_are_read_as_their_answer():
     messages = [{"role": "assistant", "content": f"<think>{EFFUSION}</think>{NODULE}"}]
     parts = [{"role": "assistant", "content": [{"type": "text", "text": NODULE}]}]

@@ -45,12 +45,13 @@ _SIZE_NAMES = ("under_3mm", "3_to_6mm", "6_to_10mm", "over_10mm")
 def clinical_columns(references: Sequence[Findings], candidates: Sequence[Findings]) -> dict[str, np.ndarray]:
     """Count what clinical scores are computed from, one row per report; sums of rows go to [`clinical_scores`].
 
-    A label that is unknown (`nan`) on either side is left out. Sides agree when they are the same word (left, right,
+    A label that is unknown (`nan`) in the reference is left out. A candidate that cannot be read, such as a Chinese
+    one, reports nothing, so that no system escapes by its language. Sides agree when they are the same word (left, right,
     both), sizes when the largest ones differ by at most 2 mm or a fifth of the reference, whichever is more.
     """
     reference = np.array([findings.labels for findings in references])
     candidate = np.array([findings.labels for findings in candidates])
-    known = ~np.isnan(reference) & ~np.isnan(candidate)
+    known = ~np.isnan(reference)
     positive, found = (reference == 1) & known, (candidate == 1) & known
     hits, support, predicted = positive & found, positive.sum(axis=1), found.sum(axis=1)
     read = known.any(axis=1)
@@ -309,11 +310,11 @@ def _covered_lesions(reference: Findings, candidate: Findings) -> np.ndarray:
     counts = np.zeros(8)
     for label, sizes in reference.sizes_mm.items():
         column = LABELS.index(label)
-        if label not in SIZED_LABELS or reference.labels[column] != 1 or np.isnan(candidate.labels[column]):
+        if label not in SIZED_LABELS or reference.labels[column] != 1:
             continue
         for size in sizes:
             place = int(size >= 3) + int(size >= 6) + int(size > 10)
-            counts[place] += candidate.labels[column]
+            counts[place] += candidate.labels[column] == 1
             counts[place + 4] += 1
     return counts
 

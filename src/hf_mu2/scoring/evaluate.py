@@ -261,8 +261,8 @@ def _shuffled(
 ) -> dict[str, Any] | None:
     """Measure how much of macro-F1 is lost when candidates are dealt to other studies, where all labels are known."""
     reference = np.array([findings.labels for findings in references])
-    candidate = np.array([findings.labels for findings in candidates])
-    known = ~np.isnan(reference).any(axis=1) & ~np.isnan(candidate).any(axis=1)
+    candidate = np.array([findings.labels for findings in candidates]) == 1
+    known = ~np.isnan(reference).any(axis=1)
     if known.sum() < 2:
         return None
     return clinical.shuffled_gap(
@@ -353,8 +353,8 @@ def _study_rows(
                 "patient_id": report.patient_id,
                 "status": status,
                 "scores": {name: _number(values[index]) for name, values in per_study.items()},
-                "missed": _only_in(theirs, mine),
-                "invented": _only_in(mine, theirs),
+                "missed": _named((theirs.labels == 1) & (mine.labels != 1)),
+                "invented": _named((mine.labels == 1) & (theirs.labels == 0)),
                 "reference_evidence": _evidence(theirs),
                 "candidate_evidence": _evidence(mine),
                 "reference": report.text,
@@ -364,8 +364,8 @@ def _study_rows(
     return rows
 
 
-def _only_in(findings: Findings, other: Findings) -> list[str]:
-    return [LABELS[index] for index in np.flatnonzero((findings.labels == 1) & (other.labels == 0))]
+def _named(chosen: np.ndarray) -> list[str]:
+    return [LABELS[index] for index in np.flatnonzero(chosen)]
 
 
 def _evidence(findings: Findings) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .clinical import clinical_columns, clinical_scores
 from .findings import Findings, read_findings
-from .hygiene import clean_candidate, clean_reference
+from .hygiene import clean_candidate, clean_reference, is_chinese
 from .lexical import LexicalScorer, Protocol
 from .resampling import total
 
@@ -48,10 +48,10 @@ def batch_crg_reward(
     counts = _counts(completions, reference)
     whole = total(counts)
     if len(completions) == 1:
-        return _finite(clinical_scores(counts)["crg"])
+        return _per_report("crg", completions, reference)
     without = {name: whole[name] - column for name, column in counts.items()}
     gain = clinical_scores(whole)["crg"] - clinical_scores(without)["crg"]
-    return _finite(gain * len(completions))
+    return [float(value) if np.isfinite(value) else 0.0 for value in gain * len(completions)]
 
 
 def length_penalty(
@@ -132,12 +132,10 @@ def report_metrics(
 
 
 def _per_report(metric: str, completions: Sequence[Completion], reference: Sequence[str]) -> list[float]:
-    return _finite(clinical_scores(_counts(completions, reference))[metric])
-
-
-def _finite(values: np.ndarray) -> list[float]:
-    """A report whose labels nobody can read, such as a Chinese one, earns nothing rather than breaking the batch."""
-    return [float(value) if np.isfinite(value) else 0.0 for value in np.atleast_1d(values)]
+    """Score each report for itself. One that is empty or cannot be read earns nothing, of a normal study too."""
+    values = clinical_scores(_counts(completions, reference))[metric]
+    said = [bool(text := _text(completion)) and not is_chinese(text) for completion in completions]
+    return [float(value) if spoke and np.isfinite(value) else 0.0 for value, spoke in zip(values, said)]
 
 
 def _counts(completions: Sequence[Completion], reference: Sequence[str]) -> dict[str, np.ndarray]:
