@@ -46,8 +46,8 @@ def clinical_columns(references: Sequence[Findings], candidates: Sequence[Findin
     """Count what clinical scores are computed from, one row per report; sums of rows go to [`clinical_scores`].
 
     A label that is unknown (`nan`) in the reference is left out. A candidate that cannot be read, such as a Chinese
-    one, reports nothing, so that no system escapes by its language. Sides agree when they are the same word (left, right,
-    both), sizes when the largest ones differ by at most 2 mm or a fifth of the reference, whichever is more.
+    one, reports nothing, so that no system escapes by its language. Sides agree when they are the same word (left,
+    right, both), sizes when the largest ones differ by at most 2 mm or a fifth of the reference, whichever is more.
     """
     reference = np.array([findings.labels for findings in references])
     candidate = np.array([findings.labels for findings in candidates])
