@@ -1,6 +1,7 @@
 # `make demo` and `make test` need Python 3.11+ and make, nothing else: they build $(VENV) on first use.
 #
 #   make demo            a generated chest CT becomes a report        make demo CT=path/to/volume.nii.gz
+#   make demo-train      two-stage training on synthetic CT, on two cores, ending in a checkpoint that reports
 #   make test            the fast tests (under 8 minutes on 2 cores)  make test PYTEST_ARGS="-k geometry"
 #   make test-slow       the rest                                     make lint, make types, make wheel
 
@@ -23,11 +24,11 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 p
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test test-slow lint format types wheel wheel-size clean
+.PHONY: help demo demo-train test test-slow lint format types wheel wheel-size clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 # torch goes first and alone, so that nothing that depends on it chooses another build of it.
 $(BIN)/.stamp-torch: $(CONSTRAINTS)
@@ -56,6 +57,22 @@ else
 	@$(BIN)/hf-mu2 report "$(CT)" --out "$(OUT)"
 endif
 
+# Every step continues where a killed one stopped; `rm -rf demo-train` starts anew.
+demo-train: $(BIN)/.stamp-dev
+	@echo "1/6  Synthetic chest CT"
+	@$(BIN)/hf-mu2 phantom --benchmark demo --resolution coarse --num-workers $(JOBS) --out demo-train/phantoms
+	@echo "2/6  Prepared volumes"
+	@$(BIN)/hf-mu2 data prepare demo-train/phantoms --out demo-train/prepared --workers $(JOBS)
+	@echo "3/6  Stage 1: align"
+	@test -e demo-train/align/curve.png || $(BIN)/hf-mu2 train demo-1-align
+	@echo "4/6  Stage 2: adapt"
+	@test -e demo-train/adapt/curve.png || $(BIN)/hf-mu2 train demo-2-adapt
+	@echo "5/6  One checkpoint"
+	@test -e demo-train/model || $(BIN)/hf-mu2 merge demo-train/adapt demo-train/model
+	@echo "6/6  A report of a phantom it has not seen"
+	@$(BIN)/hf-mu2 report demo-train/phantoms/test/phantom_300000000.nii.gz --model demo-train/model --out demo-train/report
+	@echo "Curves: demo-train/align/curve.png, demo-train/adapt/curve.png"
+
 # A worker per core with one torch thread each beats fewer workers that fight over the cores.
 test: $(BIN)/.stamp-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
@@ -83,4 +100,4 @@ wheel-size: wheel
 	@$(BIN)/python -m tests.wheel_size dist
 
 clean:
-	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo demo-train .pytest_cache .mypy_cache .ruff_cache .hypothesis

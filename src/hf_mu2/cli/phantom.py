@@ -43,6 +43,7 @@ class Size(StrEnum):
     """How many studies the benchmark has."""
 
     TINY = "tiny"
+    DEMO = "demo"
     SMALL = "small"
     STANDARD = "standard"
 

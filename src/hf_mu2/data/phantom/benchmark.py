@@ -13,6 +13,7 @@ from .folder import write_phantoms
 FIRST_SEED = {"train": 100_000_000, "validation": 200_000_000, "test": 300_000_000}
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"train": 16, "validation": 4, "test": 8},
+    "demo": {"train": 320, "validation": 48, "test": 48},  # `make demo-train`
     "small": {"train": 400, "validation": 60, "test": 100},
     "standard": {"train": 2400, "validation": 200, "test": 400},
 }
