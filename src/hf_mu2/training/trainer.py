@@ -1,7 +1,8 @@
 """What the stock trainers lack for a stage, and nothing more.
 
-`StageTrainer` is mixed into a trainer of transformers or TRL and adds two things: a learning rate per part of the
-model, and studies per second in every log. Loss, collator, saving and resuming are the stock trainer's.
+`StageTrainer` is mixed into a trainer of transformers or TRL and adds three things: a learning rate per part of the
+model, studies per second in every log, and on several processes a tower that batches of text alone run too. Loss,
+collator, saving and resuming are the stock trainer's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .monitor import SpeedMeter
+from .sharding import see_empty_volumes
 from .stages import Stage, parameter_groups
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class StageTrainer:
     def __init__(self, *args: Any, stage: Stage, **kwargs: Any) -> None:
         self.stage, self.speed = stage, SpeedMeter()
         super().__init__(*args, **kwargs)
+        if stage.uses_volumes and self.args.world_size > 1:
+            see_empty_volumes(self.model)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Group parameters by part, then let the stock trainer finish."""
