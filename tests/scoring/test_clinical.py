@@ -50,6 +50,17 @@ def test_a_constant_candidate_has_a_gap_of_exactly_zero(reference):
     assert gap["gap"] == pytest.approx(0) and gap["low"] == gap["high"] == 0
 
 
+def test_the_interval_of_the_gap_is_one_over_patients(reference):
+    """Ten equal reports of one patient say no more than one of them does."""
+    candidate = reference & (np.random.default_rng(1).random(reference.shape) < 0.6)
+    first, repeated = (np.tile(array[:20], (10, 1)) for array in (reference, candidate))
+    alone = shuffled_gap(first, repeated, num_shuffles=2, num_bootstraps=200)
+    clustered = shuffled_gap(
+        first, repeated, list(map(str, range(20))) * 10, num_shuffles=2, num_bootstraps=200
+    )
+    assert clustered["high"] - clustered["low"] > 1.5 * (alone["high"] - alone["low"])
+
+
 @pytest.mark.parametrize(
     ("reference", "candidate"),
     [(np.zeros((2, 3)), np.zeros((3, 3))), (np.zeros(3), np.zeros(3)), (np.zeros((0, 3)), np.zeros((0, 3)))],

@@ -178,6 +178,7 @@ def f1_table(
 def shuffled_gap(
     reference: np.ndarray,
     candidate: np.ndarray,
+    patients: Sequence[str] | None = None,
     *,
     num_shuffles: int = 100,
     num_bootstraps: int = 1000,
@@ -187,7 +188,11 @@ def shuffled_gap(
 
     The floor is the macro-F1 of the same candidates dealt to other studies, averaged over `num_shuffles` cyclic
     shifts of a random order, so that no candidate stays with its own study. The interval is the 2.5th to 97.5th
-    percentile of `macro-F1 - floor` over bootstrap resamples of studies, with a fresh shuffle in each.
+    percentile of `macro-F1 - floor` over bootstrap resamples of patients, with a fresh shuffle in each.
+
+    Args:
+        reference, candidate (`np.ndarray` of shape `(reports, labels)`): 0 and 1.
+        patients (`Sequence[str]`, *optional*): The patient of each report; every report its own when not given.
 
     Returns:
         `dict`: `macro_f1`, `floor`, `gap`, `low`, `high` (95 % interval of the gap), `num_shuffles`,
@@ -200,6 +205,8 @@ def shuffled_gap(
             "Shuffling between studies needs at least 2 reports, 1 shuffle and 1 bootstrap, got "
             f"{num_reports}, {num_shuffles} and {num_bootstraps}. Score more reports."
         )
+    owners = np.arange(num_reports) if patients is None else np.unique(patients, return_inverse=True)[1]
+    num_patients = int(owners.max()) + 1
     rng = np.random.default_rng(seed)
     macro_f1 = _macro_f1(*_counts(reference, candidate))
     floor = float(
@@ -212,7 +219,8 @@ def shuffled_gap(
     )
     gaps = np.empty(num_bootstraps)
     for bootstrap in range(num_bootstraps):
-        rows = rng.integers(0, num_reports, num_reports)
+        times_drawn = rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients))
+        rows = np.repeat(np.arange(num_reports), times_drawn[owners])
         dealt = candidate[_derangement(num_reports, rng)]
         gaps[bootstrap] = _macro_f1(*_counts(reference[rows], candidate[rows])) - _macro_f1(
             *_counts(reference[rows], dealt[rows])

@@ -167,7 +167,7 @@ def evaluate_reports(
             ),
             "remainder": _remainder(pairs, template, protocol, java) if template else None,
             "answered": _answered(pairs, columns, scores_of),
-            "shuffled": _shuffled(reference_findings, candidate_findings, seed),
+            "shuffled": _shuffled(reference_findings, candidate_findings, patients, seed),
         }
     if compare_with is not None and pairs.candidates:
         other = pair_reports(compare_with, references, section=section)
@@ -257,7 +257,7 @@ def _answered(
 
 
 def _shuffled(
-    references: Sequence[Findings], candidates: Sequence[Findings], seed: int
+    references: Sequence[Findings], candidates: Sequence[Findings], patients: Sequence[str], seed: int
 ) -> dict[str, Any] | None:
     """Measure how much of macro-F1 is lost when candidates are dealt to other studies, where all labels are known."""
     reference = np.array([findings.labels for findings in references])
@@ -266,7 +266,12 @@ def _shuffled(
     if known.sum() < 2:
         return None
     return clinical.shuffled_gap(
-        reference[known], candidate[known], num_shuffles=20, num_bootstraps=200, seed=seed
+        reference[known],
+        candidate[known],
+        np.asarray(patients)[known].tolist(),
+        num_shuffles=20,
+        num_bootstraps=200,
+        seed=seed,
     )
 
 

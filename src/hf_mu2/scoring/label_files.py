@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import replace_text
+from hf_mu2.files import replace_text
+
 from .labels import LABELS, VERSION, Uncertain, find_labels, label_report, label_reports
 from .rows import read_rows
 

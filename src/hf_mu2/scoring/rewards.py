@@ -33,7 +33,7 @@ def label_f1_reward(
 
 
 def crg_reward(completions: Sequence[Completion], reference: Sequence[str], **columns: Any) -> list[float]:
-    """Reward the CRG of each report for itself: 1 all right, 1/3 all wrong."""
+    """Reward the CRG of each report for itself: 1 all right, 1/3 every finding missed, 1/5 at worst."""
     return _per_report("crg", completions, reference)
 
 
@@ -45,10 +45,10 @@ def batch_crg_reward(
     A batch balances rare findings against normal reports, which one report cannot. Differences are scaled by the size
     of the batch, so that they do not shrink with it. A batch of one gets its own CRG.
     """
+    if len(completions) == 1:
+        return crg_reward(completions, reference)
     counts = _counts(completions, reference)
     whole = total(counts)
-    if len(completions) == 1:
-        return _per_report("crg", completions, reference)
     without = {name: whole[name] - column for name, column in counts.items()}
     gain = clinical_scores(whole)["crg"] - clinical_scores(without)["crg"]
     return [float(value) if np.isfinite(value) else 0.0 for value in gain * len(completions)]
