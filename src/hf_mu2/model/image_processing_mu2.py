@@ -10,6 +10,7 @@ import torch
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .features_mu2 import is_features, parse_features, stack_features
 from .official_transform_mu2 import official_frames
 from .prepared_mu2 import is_prepared
 from .resample_mu2 import Grid, plan_grid, resample
@@ -109,6 +110,18 @@ class Mu2ImageProcessor(BaseImageProcessor):
             "antialias": bool(self.antialias),
         }
 
+    @property
+    def pixel_settings(self) -> dict[str, Any]:
+        """All settings that `pixel_values` of a file depend on, and so what a vision tower makes of them."""
+        return self.preparation | {
+            "mode": self.mode,
+            "num_slices": int(self.num_slices),
+            "patch_depth": int(self.patch_depth),
+            "max_frames": int(self.max_frames),
+            "intensity": self.intensity,
+            "windows": [[float(edge) for edge in window] for window in self.windows],
+        }
+
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Return volumes as they came: they are opened here, not by Pillow."""
         return image_url_or_urls
@@ -193,7 +206,7 @@ class Mu2ImageProcessor(BaseImageProcessor):
 
         Args:
             images: One source of `load_volume`, a list, or nested lists (flattened in order). An object that appears
-                twice is processed once, under augmentation once per study id.
+                twice is processed once, under augmentation once per study id. Or references to cached features.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; numpy arrays by default.
             augment (`bool`): Add noise, a HU shift and a small in-plane rotation; never a flip. Training only.
             seed, epoch (`int`), study_ids (`Sequence`, *optional*): What the augmentation is drawn from, one id per
@@ -205,7 +218,8 @@ class Mu2ImageProcessor(BaseImageProcessor):
         Returns:
             `BatchFeature`: `pixel_values` (batch, frames, channels * slices, height, width), channel-major, and
             `pixel_attention_mask` (batch, frames, slices / patch_depth), True where a slab holds anatomy. Shorter
-            volumes are padded with zeros.
+            volumes are padded with zeros. Cached features give `vision_hidden_states` (batch, frames, patches, width)
+            in place of `pixel_values`.
         """
         if overrides:
             return self._with(overrides).preprocess(
@@ -226,6 +240,23 @@ class Mu2ImageProcessor(BaseImageProcessor):
             raise ValueError(
                 f"`study_ids` names one study per volume, got {len(study_ids)} for {len(sources)}."
             )
+        if any(map(is_features, sources)):
+            if augment:
+                raise ValueError(
+                    "Cached features were made without augmentation: `augment` must be False for them, got True. Train "
+                    "on the volumes, or without augmentation."
+                )
+            slabs = self.num_slices // self.patch_depth
+            stacked = stack_features(sources, self.pixel_settings, slabs)
+            if return_tensors != "pt":  # numpy has no bfloat16
+                stacked = {
+                    name: value.float().numpy() if value.is_floating_point() else value.numpy()
+                    for name, value in stacked.items()
+                }
+            features = BatchFeature(stacked)
+            if return_provenance:
+                features["provenance"] = [parse_features(source) for source in sources]
+            return features
         keys = [source if isinstance(source, str) else id(source) for source in sources]
         batch = None
         # One volume, or prepared ones, are loaded at once and written straight into the batch.

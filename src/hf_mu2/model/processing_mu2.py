@@ -1,4 +1,7 @@
-"""The processor of mu2: chat text with a placeholder per volume, volumes to `pixel_values`."""
+"""The processor of mu2: chat text with a placeholder per volume, volumes to `pixel_values`.
+
+References to cached features stand wherever volumes do, and give `vision_hidden_states` in place of `pixel_values`.
+"""
 
 from collections.abc import Sequence
 from numbers import Number

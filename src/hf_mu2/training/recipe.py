@@ -48,6 +48,8 @@ class RecipeArguments:
         max_train_studies, max_eval_studies (`int`, *optional*): Use the first so many studies.
         monitor_studies (`int`): Evaluation studies on which image dependence is measured, see `training/monitor.py`.
         sample_steps (`int`): Write the report of a fixed evaluation study every so many steps; 0 for never.
+        cache_features (`str`, *optional*): Folder of cached features, for stages with a frozen tower: it runs once per
+            volume, in this run or an earlier one, and training reads its output. In bfloat16 where `bf16` is set.
     """
 
     stage: str = "full"
@@ -64,6 +66,15 @@ class RecipeArguments:
     max_eval_studies: int | None = None
     monitor_studies: int = 32
     sample_steps: int = 0
+    cache_features: str | None = None
+
+    def __post_init__(self) -> None:
+        stage = stage_of(self.stage)
+        if self.cache_features is not None and (stage.tower is not None or not stage.uses_volumes):
+            raise ValueError(
+                f"`cache_features` needs a stage that reads volumes with a frozen tower, got `{self.stage}`. Remove "
+                "the field, or choose `stage: tokenizer`."
+            )
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -102,7 +113,6 @@ def parse_recipe(
             f"A recipe names exactly one of `model_name_or_path` and `init`, `{path}` names "
             f"{'both' if arguments.init else 'neither'}. Remove or add one, e.g. `--model_name_or_path DIR`."
         )
-    stage_of(arguments.stage)
     return arguments, training, model
 
 
@@ -135,6 +145,10 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     )
     train_dataset, eval_dataset = open_datasets(arguments, training, stage)
     model, processor = open_model(arguments, training, model_arguments, stage)
+    train_dataset, eval_dataset = (
+        None if rows is None else _with_features(rows, arguments, training, model, processor)
+        for rows in (train_dataset, eval_dataset)
+    )
     training.model_init_kwargs = None  # used up by `open_model`; the trainer warns about them otherwise
     # `hf-mu2 data check` lists unusual volumes; a line per volume and epoch would bury the losses.
     warnings.simplefilter("ignore", OutOfDomainWarning)
@@ -205,6 +219,35 @@ def _undecoded(feature: Any) -> Any:
     from datasets import List, Nifti
 
     return Nifti(decode=False) if isinstance(feature, Nifti) else List(Nifti(decode=False))
+
+
+def _with_features(
+    dataset: Dataset,
+    arguments: RecipeArguments,
+    training: SFTConfig,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+) -> Dataset:
+    """Cache features where the recipe asks for it, and refuse any that this run may not train from."""
+    import torch
+    from accelerate import PartialState
+
+    from .features import cache_features, check_features
+
+    if arguments.cache_features is not None:
+        with PartialState().main_process_first():  # which writes; the others find everything there
+            dataset = cache_features(
+                model,
+                processor,
+                dataset,
+                arguments.cache_features,
+                batch_size=training.per_device_eval_batch_size,
+                dtype=torch.bfloat16 if training.bf16 else torch.float32,
+                num_workers=training.dataloader_num_workers,
+                device=training.device,
+            )
+    check_features(dataset, model, processor)
+    return dataset
 
 
 def open_model(

@@ -1,0 +1,1 @@
+../../model/features_mu2.py
