@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_mu2.model.configuration_mu2 import Mu2Config
 from hf_mu2.training.recipe import RECIPES, find_recipe, parse_recipe
 from hf_mu2.training.stages import STAGES
 
@@ -14,9 +15,9 @@ NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 FULL = [name for name in NAMES if not name.endswith("-tiny") and not name.startswith("demo-")]
 # What may differ between a recipe and its twin: how large, how long, on what machine, from which files.
 SIZE_FIELDS = {
-    "model_name_or_path", "init.language_model", "init.vision_tower", "init.preset", "text_model", "preset",
-    "projection_size", "max_text_length", "corpus", "corpus_root", "corpus_options", "max_train_studies",
-    "max_eval_studies", "monitor_studies", "num_train_epochs", "per_device_train_batch_size",
+    "model_name_or_path", "init.language_model", "init.vision_tower", "init.preset", "init.num_query_tokens",
+    "text_model", "preset", "projection_size", "max_text_length", "corpus", "corpus_root", "corpus_options",
+    "max_train_studies", "max_eval_studies", "monitor_studies", "num_train_epochs", "per_device_train_batch_size",
     "per_device_eval_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "max_length", "bf16",
     "use_cpu", "dataloader_num_workers", "logging_steps", "sample_steps", "output_dir",
 }  # fmt: skip
@@ -24,7 +25,8 @@ SIZE_FIELDS = {
 
 def read(name: str) -> dict:
     fields = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    for key, value in fields.pop("init", {}).items():
+    init = fields.pop("init", {})
+    for key, value in {**init.pop("tokenizer_config", {}), **init}.items():
         fields[f"init.{key}"] = value
     return fields
 
@@ -34,6 +36,13 @@ def test_a_recipe_and_its_tiny_twin_differ_in_size_alone(name):
     full, tiny = read(name), read(f"{name}-tiny")
     differing = {key for key in full | tiny if full.get(key) != tiny.get(key)}
     assert differing <= SIZE_FIELDS, differing - SIZE_FIELDS
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "init.preset" in read(name)])
+def test_a_recipe_starts_from_a_configuration_that_holds(name):
+    init = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))["init"]
+    config = Mu2Config.from_preset(init["preset"], tokenizer_config=init.get("tokenizer_config", {}))
+    assert config.tokenizer_config.num_query_tokens > 0
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if read(name)["stage"] != "tower"])

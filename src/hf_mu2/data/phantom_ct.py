@@ -122,7 +122,7 @@ def _study(row: dict[str, Any], split: str, volumes: list[Path], root: Path, dro
         findings=row["findings"],
         impression=row["impression"],
         labels=row["labels"] if is_chest else None,
-        questions=ask_questions(row["study_id"], metadata),
+        questions=ask_questions(row["study_id"], metadata) if "findings" in metadata else (),
         region=row["region"],
         metadata=metadata,
     )

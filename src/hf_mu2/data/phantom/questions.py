@@ -14,7 +14,7 @@ from .regions import BODY_REGIONS
 
 _STEP = 1.6  # from one size to the next
 _NUM_SIZES = 4
-_SMALLEST_MM = 6.0  # below it, sizes in whole millimetres fall together
+_SMALLEST_MM = 7.0  # below 6.9, two of the sizes may be the same number of millimetres
 
 
 def ask_questions(study_id: str, truth: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ def ask_questions(study_id: str, truth: Mapping[str, Any]) -> list[dict[str, Any
         truth (`Mapping`): Of [`~hf_mu2.data.phantom.Phantom.truth`].
 
     Returns:
-        `list[dict]`: `question`, `options`, `answer` and `kind` (`"presence"`, `"side"` or `"size"`), as in a study row.
+        `list[dict]`: `question`, `options`, `answer`, `kind` (`"presence"`, `"side"`, `"size"`), as in a study row.
     """
     rng = random.Random(f"questions:{study_id}")
     findings = truth["findings"]
@@ -68,7 +68,9 @@ def _size(rng: random.Random, finding: Mapping[str, Any]) -> dict[str, Any]:
     rank = rng.randrange(_NUM_SIZES)
     sizes = [round(finding["size_mm"] * _STEP ** (step - rank)) for step in range(_NUM_SIZES)]
     options = [f"{size} mm" for size in sizes]
-    return _question("size", f"How large is this finding: {finding['label'].lower()}?", options, options[rank])
+    return _question(
+        "size", f"How large is this finding: {finding['label'].lower()}?", options, options[rank]
+    )
 
 
 def _question(kind: str, question: str, options: list[str], answer: str) -> dict[str, Any]:
