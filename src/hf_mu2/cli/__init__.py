@@ -6,7 +6,8 @@ Heavy imports live inside the commands, so that `hf-mu2 --help` stays as quick a
 import os
 import sys
 
-from . import checkpoints, phantom, data, prepare, training, reports, labels, evaluate, judge, publish  # isort: skip
+from . import checkpoints, phantom, data, prepare, training  # isort: skip
+from . import reports, impressions, labels, evaluate, judge, publish  # isort: skip
 from .shared import app, complain
 
 # The order above is that of `hf-mu2 --help`.
@@ -15,6 +16,7 @@ __all__ = [
     "checkpoints",
     "data",
     "evaluate",
+    "impressions",
     "judge",
     "labels",
     "main",

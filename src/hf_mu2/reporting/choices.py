@@ -7,7 +7,6 @@ An option's score is the log-likelihood of its tokens after the prompt; the best
 is done for the question alone: what a model gets right without looking is not visual question answering.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from hf_mu2.files import replace_file
 from hf_mu2.reporting.inference import Reader, digest, to_json
+from hf_mu2.reporting.journal import Journal
 
 
 def answer_choices(
@@ -52,28 +52,21 @@ def answer_choices(
         raise ValueError(
             f"Multiple choice needs options, none of {len(rows)} questions has any. Use `hf-mu2 predict` for open ones."
         )
-    settings = {
-        "model_digest": reader.digest,
-        "questions_digest": digest([_key(rows[index], index) for index in asked]),
-    }
-    finished = _resume(out, settings)
-    journal = _journal(out)
+    keys = {index: f"{index}:{rows[index]['study_id']}" for index in asked}
+    settings = {"model_digest": reader.digest, "questions_digest": digest(list(keys.values()))}
+    journal = Journal(out, settings)
     vision: tuple[Any, Any] = (None, None)
-    with journal.open("a", encoding="utf-8") as file:
-        for index in tqdm(asked, unit="question", disable=not show_progress):
-            row, key = rows[index], _key(rows[index], index)
-            if key in finished:
-                continue
-            if vision[0] != row["study_id"]:
-                vision = (row["study_id"], _see(reader, row))
-            finished[key] = _answer(reader, row, vision[1]) | {"key": key}
-            file.write(json.dumps(finished[key], ensure_ascii=False) + "\n")
-            file.flush()
-    results = [finished[_key(rows[index], index)] for index in asked]
+    for index in tqdm(asked, unit="question", disable=not show_progress):
+        if keys[index] in journal.finished:
+            continue
+        row = rows[index]
+        if vision[0] != row["study_id"]:
+            vision = (row["study_id"], _see(reader, row))
+        journal.add({keys[index]: _answer(reader, row, vision[1])})
+    results = [journal.finished[key] for key in keys.values()]
     summary = _summarise(results, num_bootstraps, seed) | {"model": reader.name, **settings}
     replace_file(out.with_name(f"{out.stem}.summary.json"), to_json(summary))
-    replace_file(out, "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results))
-    journal.unlink()
+    journal.close(keys.values())
     return summary
 
 
@@ -160,29 +153,3 @@ def _summarise(results: list[dict[str, Any]], num_bootstraps: int, seed: int) ->
         low, high = np.percentile((draws @ sums) / (draws @ sizes), [2.5, 97.5])
         summary[name] = {"accuracy": float(values.mean()), "low": float(low), "high": float(high)}
     return summary
-
-
-def _journal(out: Path) -> Path:
-    return out.with_name(f".{out.name}.journal")
-
-
-def _key(row: dict[str, Any], index: int) -> str:
-    return f"{index}:{row['study_id']}"
-
-
-def _resume(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read what a killed run finished; the first line of its file says what it was made with."""
-    if out.exists():
-        raise ValueError(f"`{out}` exists and is complete. Delete it, or name another file.")
-    journal = _journal(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lines = journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.exists() else []
-    lines = [line for line in lines if line.endswith("\n")]
-    if lines and json.loads(lines[0]) != settings:
-        raise ValueError(
-            f"A run is continued only with the model and questions it was begun with, `{journal}` is of others. "
-            "Delete it, or name another file."
-        )
-    replace_file(journal, "".join(lines) or json.dumps(settings) + "\n")
-    rows = [json.loads(line) for line in lines[1:]]
-    return {row["key"]: row for row in rows}
