@@ -60,6 +60,22 @@ def test_two_studies_with_one_report_are_not_each_others_negatives():
     assert contrastive(image, text, different, scale) > 0
 
 
+def test_labels_that_are_all_known_are_numbers_the_loss_takes():
+    """Python's whole numbers would make a tensor of integers."""
+    model, collator = assemble_tower(SMALL)
+    known = make_study(
+        "study",
+        corpus="phantom_ct",
+        split="train",
+        egress=True,
+        findings="Normal.",
+        labels=dict.fromkeys(FINDING_LABELS, 0),
+    )
+    batch = collator([known | {"images": [tiny_volume(i)]} for i in range(2)])
+    assert batch["labels"].dtype == torch.float32
+    assert torch.isfinite(model(**batch)["loss"])
+
+
 def test_unknown_labels_give_no_gradient_and_known_ones_do():
     model, batch = make_batch()
     model(**batch)["loss"].backward()

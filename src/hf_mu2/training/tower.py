@@ -205,7 +205,8 @@ class TowerCollator:
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
             "labels": torch.tensor(
-                [[math.nan if value is None else value for value in row] for row in labels]
+                [[math.nan if value is None else value for value in row] for row in labels],
+                dtype=torch.float32,
             ),
             "report_ids": torch.tensor([_stable_id(text) for text in texts]),
         }
