@@ -72,4 +72,4 @@ def test_phantom_takes_spacing_and_difficulty_and_puts_masks_beside(cli, tmp_pat
     assert manifest["spacing"] == [12.0, 10.0, 10.0] and manifest["difficulty"] == "easy"
     assert list((tmp_path / "data_masks" / "train").glob("*.nii.gz"))
     assert "<out>_masks" in cli("phantom", "--help").out
-    assert cli("phantom", "--out", tmp_path / "other", "--difficulty", "hard").code == 2
+    assert cli("phantom", "--out", tmp_path / "other", "--difficulty", "impossible").code == 2
