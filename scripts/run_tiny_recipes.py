@@ -1,10 +1,10 @@
-"""Run every `-tiny` recipe once and write the table of docs/recipes.md: steps, seconds, loss before and after.
+"""Run every `-tiny` recipe once and write the tables of docs/recipes.md: steps, seconds, loss before and after.
 
     python scripts/run_tiny_recipes.py --work DIR --openi FOLDER_OR_TGZ --page docs/recipes.md
 
 Reads: OpenI's archive; everything else is computed (PhantomCT, the embedded checkpoint).
-Writes: `DIR/runs/<recipe>`, `DIR/tiny_recipes.json`, and the table between the two marks of the page. A recipe whose
-run is in the JSON is not run again; `--only NAME` runs one. `--page` alone renders the page from the JSON beside it.
+Writes: `DIR/runs/<recipe>`, `DIR/tiny_recipes.json`, and the tables between the marks of the page. A recipe whose run
+is in the JSON is not run again; `--only NAME` runs one.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from hf_mu2.files import replace_text
 from hf_mu2.training.recipe import RECIPES, train_recipe
 from hf_mu2.training.record import describe_hardware
 
-BEGIN, END = "<!-- tiny recipes: begin -->", "<!-- tiny recipes: end -->"
+MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("recipes", "tiny recipes")}
 
 
 def tiny_recipes() -> list[str]:
-    """List the twins, those that start from another one's result after it."""
+    """List the twins; by name, stage 2 comes after the stage 1 it starts from."""
     return sorted(path.stem for path in RECIPES.glob("*-tiny.yaml"))
 
 
@@ -51,9 +51,10 @@ def run(name: str) -> dict[str, Any]:
 
 def render(record: dict[str, Any]) -> str:
     """Write the table."""
+    where = f"{record['hardware']}, shared with other work, {record['threads']} thread(s)"
     lines = [
-        f"`{record['command']}`: {record['hardware']}, shared with other work, {record['threads']} thread(s). Loss is",
-        "that of the evaluation split before the first and after the last step.",
+        f"`{record['command']}`: {where}.",
+        "Loss is that of the evaluation split, before the first and after the last step.",
         "",
         "| recipe | steps | seconds | loss before | loss after |",
         "|---|---|---|---|---|",
@@ -69,11 +70,25 @@ def render(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_page(page: Path, table: str) -> None:
-    """Put the table between its marks."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    replace_text(page, f"{before}{BEGIN}\n{table}\n{END}{after}")
+def render_recipes() -> str:
+    """List the recipes with the first line of each file."""
+    lines = ["| recipe | what |", "|---|---|"]
+    for path in sorted(RECIPES.glob("*.yaml")):
+        if not path.stem.endswith("-tiny"):
+            about = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+            lines.append(f"| `{path.stem}` | {about} |")
+    return "\n".join(lines)
+
+
+def write_page(page: Path, tables: dict[str, str]) -> None:
+    """Put each table between its marks."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        begin, end = MARKS[name]
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{table}\n{end}{after}"
+    replace_text(page, text)
 
 
 def main() -> None:
@@ -108,7 +123,8 @@ def main() -> None:
             replace_text(results, json.dumps(record, indent=2) + "\n")
             print(json.dumps(runs[name]), flush=True)
     if page:
-        write_page(page, render(json.loads(results.read_text())))
+        record = json.loads(results.read_text(encoding="utf-8"))
+        write_page(page, {"recipes": render_recipes(), "tiny recipes": render(record)})
 
 
 if __name__ == "__main__":
