@@ -10,7 +10,7 @@ import pytest
 from hf_mu2.data.amos_mm import DROP_IDS, FUSED, QUESTIONS, REPORTS, read_studies
 from hf_mu2.data.build import load_corpus, read_corpus
 from hf_mu2.data.corpus import CorpusError, Drops
-from hf_mu2.data.json_records import open_records
+from hf_mu2.data.json_records import JsonRecords
 from hf_mu2.data.phantom import make_phantom
 from hf_mu2.data.phantom.amos_mm_tree import write_amos_mm_tree
 from hf_mu2.data.views import vqa_rows
@@ -261,8 +261,8 @@ def test_an_archive_opens_lazily_and_trains(tree, tmp_path):
 def test_ids_and_keys_are_those_of_the_real_index(tree):
     real = json.loads(shared_data_or_skip("corpora", "AMOS-MM", "AMOSMM_bowang_index.json").read_text())
     names = {Path(item["image"]).parent.name for item in real["train"]}
-    with open_records(tree / REPORTS) as records:
-        items = [records.read(span) for _, span in records.spans()]
+    with JsonRecords(tree / REPORTS) as records:
+        items = [records.read(span) for _, span, _ in records.places()]
     assert all(len(name) == len("amos_5000") and name.startswith("amos_") for name in names)
     assert {Path(item["image"]).name.removesuffix(".nii.gz") for item in items} <= {
         f"amos_{number:04d}" for number in range(5000, 5004)

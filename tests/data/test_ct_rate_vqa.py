@@ -1,6 +1,5 @@
 """The question files of CT-RATE: read in blocks, taken apart, damage told."""
 
-import io
 import json
 import tracemalloc
 
@@ -8,7 +7,8 @@ import pytest
 
 from hf_mu2.data.corpus import CorpusError, Drops
 from hf_mu2.data.ct_rate_names import volume_key
-from hf_mu2.data.ct_rate_vqa import VqaIndex, json_items, read_item
+from hf_mu2.data.ct_rate_vqa import VqaIndex, read_item
+from hf_mu2.data.json_records import JsonRecords
 
 
 def item(question: str, answer: str, kind: str = "", image: str = "train_1_a_1.nii.gz") -> dict:
@@ -18,20 +18,53 @@ def item(question: str, answer: str, kind: str = "", image: str = "train_1_a_1.n
 
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-def test_places_are_bytes_whatever_the_letters_and_however_blocks_fall(indent, bom):
+def test_places_are_bytes_whatever_the_letters_and_however_blocks_fall(tmp_path, indent, bom):
     items = [item(f"Größe {n} µ² “{'x' * (n * 3_701 % 90_000)}”?", "ğ" * (n % 7) + ".") for n in range(120)]
     content = bom + json.dumps(items, ensure_ascii=False, indent=indent).encode()
     assert len(content) > 3 * 2**20  # several blocks
-    places = [(start, end) for start, end, _ in json_items(io.BytesIO(content), "x.json")]
-    assert [json.loads(content[start:end]) for start, end in places] == items
+    (tmp_path / "x.json").write_bytes(content)
+    with JsonRecords(tmp_path / "x.json") as records:
+        assert [records.read(span) for _, span, _ in records.places()] == items
+
+
+def test_lists_have_their_names_and_what_is_no_record_is_passed_over(tmp_path):
+    document = {
+        "licence": "x",
+        "größe": {"a": [1]},
+        "número": 12,
+        "train": [{"n": 1}],
+        "test": ["a", {"n": 2}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+    with JsonRecords(tmp_path / "x.json") as records:
+        assert [(name, record) for name, _, record in records.places()] == [
+            ("train", {"n": 1}),
+            ("test", {"n": 2}),
+        ]
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[1]", b'[{"id": 1}', b'[{"id": 1}, {"id', b'[{"id": nought}]']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"1",
+        b"[1]",
+        b'[{"id": 1}',
+        b'[{"id": 1}, {"id',
+        b'[{"id": nought}]',
+        b'{"train": [{"id": 1}]',
+        b'{"train": [{"id": 1}}',
+        b'{"train": [{"id": 1}], "te',
+    ],
 )
-def test_a_damaged_file_is_told(content):
-    with pytest.raises(CorpusError, match=r"`x.json` must"):
-        list(json_items(io.BytesIO(content), "x.json"))
+def test_a_damaged_file_is_told(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with (
+        pytest.raises(CorpusError, match=r"complete JSON, in `x.json`"),
+        VqaIndex(tmp_path / "x.json", volume_key, Drops()),
+    ):
+        pass
 
 
 def test_a_large_file_is_never_held(tmp_path):

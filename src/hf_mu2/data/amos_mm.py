@@ -18,7 +18,7 @@ from typing import Any
 from hf_mu2.model.volume_mu2 import volume_reference
 
 from .corpus import CorpusError, CorpusInfo, Drops, cut_validation, inside, required
-from .json_records import JsonRecords, Span, open_records
+from .json_records import JsonRecords, Span
 from .study import make_study
 
 INFO = CorpusInfo(
@@ -69,9 +69,9 @@ def read_studies(
         CorpusError: if an index is missing, damaged or lacks a key, or a path leaves `root`.
     """
     with ExitStack() as stack:
-        reports = stack.enter_context(open_records(required(root, REPORTS, FUSED)))
+        reports = stack.enter_context(JsonRecords(required(root, REPORTS, FUSED)))
         is_fused = reports.path.name == FUSED
-        asked = reports if is_fused else stack.enter_context(open_records(required(root, QUESTIONS)))
+        asked = reports if is_fused else stack.enter_context(JsonRecords(required(root, QUESTIONS)))
         studies = _index(reports, drops)
         questions = {} if is_fused else _index(asked, Drops())
         test_findings: set[str] = set()
@@ -127,7 +127,7 @@ def read_studies(
 def _index(records: JsonRecords, drops: Drops) -> dict[str, dict[str, Span]]:
     """Map the parts of an index to their studies and where each record lies."""
     parts: dict[str, dict[str, Span]] = {}
-    for part, span in records.spans():
+    for part, span, _ in records.places():
         image = records.read(span, errors="replace").get("image")
         if not isinstance(image, str):
             raise CorpusError(

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .corpus import CorpusError, CorpusInfo, Drops, inside, required
-from .json_records import open_records
+from .json_records import JsonRecords
 from .pictures import MANIFEST, assumptions, convert_pictures, plane_of, window_of
 from .study import make_study
 
@@ -123,8 +123,8 @@ def convert_m3d_cap(
 def _index(root: Path, drops: Drops) -> dict[str, _Case]:
     """Return the cases by name, e.g. `ct_case/000007`, with the folders of their axial pictures."""
     cases: dict[str, _Case] = {}
-    with open_records(required(root, INDEX)) as records:
-        for part, span in records.spans():
+    with JsonRecords(required(root, INDEX)) as records:
+        for part, span, _ in records.places():
             if part not in SPLITS:  # subsets of the test list
                 continue
             record = records.read(span, errors="replace")
