@@ -23,7 +23,8 @@ def trained(tmp_path_factory):
     write_xml(folder / "openi" / "ecgen-radiology", REPORTS)
     size = {
         "model_name_or_path": save_llama(folder / "llama"), "corpus_root": folder / "openi",
-        "output_dir": folder / "lora", "max_steps": 3, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4,
+        "output_dir": folder / "lora", "max_steps": 3, "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
         "gradient_accumulation_steps": 2, "gradient_checkpointing": False, "use_cpu": True, "bf16": False,
         "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no", "logging_steps": 1,
     }  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import load_dataset
 from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -33,7 +33,7 @@ from hf_mu2.reporting.inference import Answer, digest, to_json
 from hf_mu2.reporting.journal import Journal
 
 NOTICE = "Research software. Not a medical device."
-Rows = Sequence[Mapping[str, Any]] | Dataset
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,14 @@ def nearest_texts(texts: Sequence[str], training: Sequence[str]) -> list[int]:
         for word, weight in weights.items():
             postings[word][0].append(index)
             postings[word][1].append(weight / length)
-    columns = {word: (np.array(where), np.array(weights)) for word, (where, weights) in postings.items()}
+    columns = {word: (np.array(where), np.array(shares)) for word, (where, shares) in postings.items()}
     nearest = []
     for text in texts:
         scores = np.zeros(len(bags))
         for word, count in sorted(Counter(_words(text)).items()):
             if word in columns:
-                where, weights = columns[word]
-                scores[where] += (1 + np.log(count)) * rarity[word] * weights
+                where, shares = columns[word]
+                scores[where] += (1 + np.log(count)) * rarity[word] * shares
         nearest.append(int(np.argmax(scores.round(12))))  # sums in another order differ in the last bits
     return nearest
 
