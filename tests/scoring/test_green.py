@@ -253,8 +253,8 @@ def test_references_may_come_from_another_file(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1 of"),
-        ('{"candidate": "a"}', "needs a study_id"),
+        ("{", "complete and in UTF-8"),
+        ('{"candidate": "a"}', "must have the columns study_id"),
         ('{"study_id": "s1", "reference": "a"}', "study `s1` has none"),
         ('{"study_id": "s1", "candidate": "a", "reference": " "}', "text of its reference"),
     ],

@@ -5,8 +5,11 @@ Heavy imports live inside the commands, so that `hf-mu2 --help` stays as quick a
 
 import os
 import sys
+from pathlib import Path
 
-from . import checkpoints, phantom, data, prepare, training  # isort: skip
+from hf_mu2.files import PARTIAL
+
+from . import checkpoints, phantom, data, prepare, training, plan  # isort: skip
 from . import reports, impressions, labels, evaluate, judge, publish  # isort: skip
 from .shared import app, complain
 
@@ -21,6 +24,7 @@ __all__ = [
     "labels",
     "main",
     "phantom",
+    "plan",
     "prepare",
     "publish",
     "reports",
@@ -35,12 +39,39 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_MU2_TRACEBACK"):
             raise
-        complain(f"Error: {error}")
+        complain(f"Error: {_message(error)}")
         sys.exit(2 if _is_bad_input(error) else 1)
+    except Exception as error:  # a defect of this package; what it says may quote a report
+        if os.environ.get("HF_MU2_TRACEBACK"):
+            raise
+        complain(
+            f"Error: A command ends with a result or says what is wrong, this one met a {type(error).__name__}. "
+            "Run it again with HF_MU2_TRACEBACK=1 and tell the authors what it shows."
+        )
+        sys.exit(1)
 
 
 def _is_bad_input(error: Exception) -> bool:
     """Tell what the caller can mend from what the machine refuses, such as a full disk or a missing package."""
     # transformers raises a bare OSError, without errno, for a checkpoint that does not exist.
-    is_path = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError)
+    is_path = isinstance(error, tuple(_PATHS))
     return isinstance(error, ValueError) or is_path or (isinstance(error, OSError) and error.errno is None)
+
+
+# What the operating system says of a path, as rule, what arrived, and what to do.
+_PATHS = {
+    FileNotFoundError: "A path must exist, there is no `{}`. Check its spelling.",
+    IsADirectoryError: "A file must be named here, `{}` is a folder. Name a file, or move the folder away.",
+    NotADirectoryError: "A folder must be named here, `{}` is a file or lies in one. Name a folder.",
+    FileExistsError: "A folder must be named here, `{}` is a file. Name a folder, or move the file away.",
+    PermissionError: "Inputs must be readable and outputs writable, `{}` is not. Choose another path.",
+}
+
+
+def _message(error: Exception) -> str:
+    """Say what is wrong; of a partial file, by the name it was to get."""
+    for kind, sentence in _PATHS.items():
+        if isinstance(error, kind) and error.filename is not None:
+            path = Path(os.fsdecode(error.filename2 or error.filename))
+            return sentence.format(path.with_name(path.name.removeprefix(PARTIAL)))
+    return str(error)

@@ -67,12 +67,13 @@ def evaluate(
     ] = None,
     title: Annotated[str, typer.Option(help="What was measured.")] = "",
     num_resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of patients.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Decides resamples, the random floor and ties.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides resamples, the random floor and ties.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score candidate reports against references, with intervals, floors and signatures.
+    """Score reports against references.
 
-    Text scores, findings read by rules, and what the reports look like. Files with report text go to OUT/local_only.
+    Text scores, findings read by rules, and what the reports look like, with intervals, floors and signatures. Files
+    with report text go to OUT/local_only.
     """
     from hf_mu2.scoring.evaluate import evaluate_reports
     from hf_mu2.scoring.evaluate_report import write_evaluation

@@ -82,9 +82,9 @@ def green(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score candidates with GREEN: a language model counts findings and errors.
+    """Let a language model judge reports.
 
-    Resumable. On several processes: accelerate launch -m hf_mu2.cli green ...
+    GREEN: it counts findings and errors. Resumable. On several processes: accelerate launch -m hf_mu2.cli green ...
     """
     from accelerate import PartialState
 

@@ -1,6 +1,7 @@
 """The application object, the options that several commands share, and how a command speaks."""
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +44,16 @@ def print_result(facts: dict[str, Any], line: str, as_json: bool) -> None:
 
 
 def print_json(facts: dict[str, Any]) -> None:
-    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(_without_nan(facts), indent=2, ensure_ascii=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """Put null for what JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def brief(value: Any) -> str:

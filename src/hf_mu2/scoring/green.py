@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from hf_mu2.data.tables import read_rows
 from hf_mu2.files import replace_text
 
 from .green_parse import Parser, Reading, read_reply
@@ -321,19 +322,13 @@ def _refuse_others(out: Path, manifest: Path, source: dict[str, str]) -> None:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
+    rows = list(read_rows(path, ["study_id"]))
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row["study_id"], str | int):
             raise ValueError(
-                f"Every line is one JSON object, line {number} of `{path}` is not: {error}."
-            ) from error
-        if not isinstance(row, dict) or "study_id" not in row:
-            raise ValueError(f"Every row needs a study_id, the one in line {number} of `{path}` has none.")
-        rows.append(row)
+                f"A `study_id` is text or a number, row {number} of `{path.name}` has a "
+                f"{type(row['study_id']).__name__}. Name every study."
+            )
     return rows
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import numpy as np
 
 from hf_mu2.files import replace_text
 
+from .hygiene import is_chinese
 from .labels import LABELS, VERSION, Uncertain, find_labels, label_report, label_reports
 from .rows import read_rows
+
+logger = logging.getLogger(__name__)
 
 _TEXT = ("report_text", "report", "text", "reference", "candidate", "findings", "Findings_EN")
 _ID = ("study_id", "AccessionNo", "VolumeName", "id")
@@ -35,8 +39,11 @@ def read_reports(
             reference, candidate, findings, Findings_EN.
     """
     path = Path(path)
-    if path.suffix == ".txt":
-        return [path.stem], [path.read_text(encoding="utf-8")], [{}]
+    if path.suffix.lower() == ".txt":
+        try:
+            return [path.stem], [path.read_text(encoding="utf-8-sig")], [{}]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"A report must be in UTF-8, `{path.name}` is not. Convert it.") from error
     rows = read_rows(path)
     columns = list(rows[0]) if rows else []
     text_column = text_column or next((name for name in _TEXT if name in columns), None)
@@ -64,6 +71,11 @@ def label_file(
         `label`, `status`, `start`, `end` and `text`.
     """
     ids, texts, _ = read_reports(path, text_column=text_column)
+    if num_chinese := sum(map(is_chinese, texts)):
+        logger.warning(
+            "%d of %d reports are in Chinese, which the rules do not read: their zeros mean nothing. Leave them out.",
+            *(num_chinese, len(texts)),
+        )
     if uncertain == "ignore":
         labels = [label_report(text, uncertain=uncertain) for text in texts]
     else:

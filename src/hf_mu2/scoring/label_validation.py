@@ -115,7 +115,9 @@ def _intervals(
         with np.errstate(invalid="ignore"):
             per_label = np.where(given > 0, 2 * hits / (given + found), np.nan)
             micro = 2 * hits.sum(axis=-1) / (given + found).sum(axis=-1)
-        return {"micro_f1": micro, "macro_f1": np.nanmean(per_label, axis=-1)}
+            # A resample without any finding has no average.
+            macro = np.nansum(per_label, axis=-1) / (given > 0).sum(axis=-1)
+        return {"micro_f1": micro, "macro_f1": macro}
 
     columns = {"hits": labels & predicted, "given": labels, "found": predicted}
     drawn = bootstrap(

@@ -17,6 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hf_mu2.data.tables import ENDINGS
+from hf_mu2.data.tables import read_rows as read_table
+
 from .hygiene import clean_candidate, clean_reference, is_chinese, patient_of, study_of
 from .labels import LABELS
 
@@ -56,27 +59,37 @@ def read_rows(source: Rows) -> list[Mapping[str, Any]]:
     if not isinstance(source, str | Path):
         return list(source)
     path = Path(source)
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+    if path.suffix.lower() == ".json":
+        return _read_json(path)
+    if not path.name.lower().endswith(ENDINGS):
+        raise ValueError(
+            f"Reports are read from .json, {', '.join(ENDINGS)}, got `{path.name}`. "
+            "Write one row per study with `study_id` and the text."
+        )
+    csv.field_size_limit(sys.maxsize)
+    return list(read_table(path))
 
-        return pyarrow.parquet.read_table(path).to_pylist()
-    if path.suffix == ".csv":
-        csv.field_size_limit(sys.maxsize)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file if line.strip()]
-    if path.suffix == ".json":
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for part in content if isinstance(content, list) else [content]:
-            if "generated_reports" in part:
-                return part["generated_reports"]
-        return content if isinstance(content, list) else [content]
-    raise ValueError(
-        f"Reports are read from .jsonl, .json, .csv or .parquet, got `{path.name}`. "
-        "Write one row per study with `study_id` and the text."
-    )
+
+def _read_json(path: Path) -> list[Mapping[str, Any]]:
+    """Read a list of rows, one row, or what the VLM3D challenge asks for."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # not UTF-8, or not JSON; the decoder's own message may quote the text
+        raise ValueError(
+            f"A file of reports must be complete JSON in UTF-8, `{path.name}` is "
+            f"{'not UTF-8' if isinstance(error, UnicodeDecodeError) else 'damaged'}. Write it again."
+        ) from error
+    rows = content if isinstance(content, list) else [content]
+    for part in rows:
+        if isinstance(part, Mapping) and "generated_reports" in part:
+            rows = part["generated_reports"]
+            break
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError(
+            f"A file of reports is a list with one object per study, got something else in `{path.name}`. "
+            'Write [{"study_id": ..., "candidate": ...}, ...].'
+        )
+    return rows
 
 
 def read_references(source: Rows, *, section: Section = "both") -> tuple[list[Report], dict[str, int]]:
@@ -193,12 +206,22 @@ def _section(text: str | None, section: Section) -> str:
 def _labels(row: Mapping[str, Any]) -> np.ndarray | None:
     labels = row.get("labels") if isinstance(row.get("labels"), Mapping) else row
     assert labels is not None
-    values = [labels.get(label) for label in LABELS]
-    numbers = np.array([np.nan if value in (None, "") else float(value) for value in values])
+    numbers = np.array([_label(labels.get(label)) for label in LABELS])
     odd = ~np.isnan(numbers) & ~np.isin(numbers, (0, 1))
     if odd.any():
+        value = numbers[odd][0]
         raise ValueError(
-            f"A label is 0, 1 or empty, got {numbers[odd][0]:g} for {LABELS[int(np.argmax(odd))]} in study "
-            f"`{_study(row)}`. Threshold probabilities first."
+            f"A label is 0, 1 or empty, got {'text' if np.isinf(value) else format(value, 'g')} for "
+            f"{LABELS[int(np.argmax(odd))]} in study `{_study(row)}`. Threshold probabilities first."
         )
     return None if np.isnan(numbers).all() else numbers
+
+
+def _label(value: Any) -> float:
+    """Read a cell: `nan` for an empty one, infinity for what is no number."""
+    if value in (None, ""):
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("inf")
