@@ -54,10 +54,10 @@ def v1_reference(path: Path, row: Mapping[str, str]) -> str:
 def choice_order(row: Mapping[str, str] | None) -> tuple[bool, float, int]:
     """Order the reconstructions of a scan: one series before stacks, thin slices before thick, soft before sharp.
 
-    Without a row all are alike.
+    One without a row comes after those whose spacing is known; without any row all are alike.
     """
     if row is None:
-        return False, 0.0, _UNKNOWN
+        return False, math.inf, _UNKNOWN
     try:
         depth_mm = round(_numbers(row, "ZSpacing", 1)[0], 1)  # 1.499, 1.5 and 1.5001 are one protocol
     except GeometryError:
