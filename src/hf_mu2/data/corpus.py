@@ -100,6 +100,14 @@ def cut_validation(patient_id: str, share: float, seed: int = 0) -> str:
     return "validation" if share_of(patient_id, seed) < share else "train"
 
 
+def cut_parts(key: str, validation_share: float, test_share: float, seed: int = 0) -> str:
+    """Cut a corpus without official parts into `"test"`, `"validation"` and `"train"`, by a hash of `key`."""
+    share = share_of(key, seed)
+    if share < test_share:
+        return "test"
+    return "validation" if share < test_share + validation_share else "train"
+
+
 def inside(root: Path, path: str | Path) -> Path:
     """Resolve `path` under `root`.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_mu2.model.volume_mu2 import volume_reference
 
-from .corpus import CorpusError, CorpusInfo, Drops, inside, share_of
+from .corpus import CorpusError, CorpusInfo, Drops, cut_parts, inside
 from .sections import split_sections
 from .study import FINDING_LABELS, REGIONS, SPLITS, TEXTS, make_study
 from .tables import ENDINGS, read_rows
@@ -189,14 +189,7 @@ def _split(
 ) -> str:
     word = (_cell(row, "split") or folder_split).lower()
     if not word:
-        share = share_of(patient_id)
-        return (
-            "test"
-            if share < test_share
-            else "validation"
-            if share < test_share + validation_share
-            else "train"
-        )
+        return cut_parts(patient_id, validation_share, test_share)
     if word not in _SPLIT_OF:
         raise CorpusError(
             f"`split` is one of {', '.join(SPLITS)}, got `{word}` in {where}. Use one of these words."

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .corpus import CorpusError, CorpusInfo, Drops, inside, required, share_of
+from .corpus import CorpusError, CorpusInfo, Drops, cut_parts, inside, required
 from .csv_index import CsvIndex
 from .sections import split_sections
 from .study import TEXTS, make_study
@@ -79,7 +79,7 @@ def read_studies(
     for study, patient, sections in reports:
         study_id = f"s{study}"
         if places is None:
-            place = _Place(patient, _cut(patient, validation_share, test_share))
+            place = _Place(patient, cut_parts(patient, validation_share, test_share))
         elif study not in places:
             drops.drop("report that the split table does not name", study_id)
             continue
@@ -109,13 +109,6 @@ def read_studies(
         )
     for study in sorted(set(places or ()) - used):
         drops.drop("named by the split table, no report", f"s{study}")
-
-
-def _cut(patient: str, validation_share: float, test_share: float) -> str:
-    share = share_of(patient)
-    if share < test_share:
-        return "test"
-    return "validation" if share < test_share + validation_share else "train"
 
 
 def _read_places(path: Path, drops: Drops) -> dict[str, _Place]:

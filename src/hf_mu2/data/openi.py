@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .corpus import CorpusError, CorpusInfo, Drops, required, share_of
+from .corpus import CorpusError, CorpusInfo, Drops, cut_parts, required
 from .csv_index import CsvIndex
 from .study import make_study
 
@@ -72,7 +72,7 @@ def read_studies(
         yield make_study(
             study_id,
             corpus=INFO.name,
-            split=_split_of(key, validation_share, test_share, seed),
+            split=cut_parts(key, validation_share, test_share, seed),
             egress=INFO.egress,
             **texts,
             sections=[("comparison", comparison)] if comparison else [],
@@ -83,13 +83,6 @@ def read_studies(
                 "modality": "radiograph",
             },
         )
-
-
-def _split_of(key: str, validation_share: float, test_share: float, seed: int) -> str:
-    share = share_of(key, seed)
-    if share < test_share:
-        return "test"
-    return "validation" if share < test_share + validation_share else "train"
 
 
 def _mark(text: str, marker: str) -> str:
