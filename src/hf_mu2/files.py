@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PARTIAL = (
-    ".partial_"  # what an unfinished file's name starts with; `datasets` skips names that start with a dot
-)
+# What the name of an unfinished file starts with; `datasets` skips names that start with a dot.
+PARTIAL = ".partial_"
 
 
 @contextmanager

@@ -150,7 +150,7 @@ def test_an_unfinished_shard_is_recognised_and_made_again(rows, tmp_path, damage
         statement.write_bytes(statement.read_bytes()[:40])
     else:
         statement.unlink()
-        shard.rename(shard.with_name(f"{PARTIAL}123_{shard.name}"))
+        shard.rename(shard.with_name(f"{PARTIAL}{shard.name}"))
     prepare(rows, out, small_processor(), volumes_per_shard=2)
     assert snapshot(out) == expected
     assert not list((out / "shards").rglob(f"{PARTIAL}*"))

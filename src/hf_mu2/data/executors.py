@@ -97,7 +97,7 @@ def make_executor(
     try:
         from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
 
-        from hf_mu2.data.local_executor import QuietLocalExecutor
+        from .local_executor import QuietLocalExecutor
     except ImportError as error:
         raise ImportError(
             'Work on many volumes runs through datatrove: pip install "hf_mu2[scale]".'

@@ -20,12 +20,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hf_mu2.data.executors import run_tasks
-from hf_mu2.data.plan import Plan, dataset_features, to_line, undecoded, write_plan
-from hf_mu2.data.prepare_shards import CLAMP_HU, FORMS, LOSS, ShardWork
 from hf_mu2.files import replace_text, replacing
 from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.volume_mu2 import preparation_key, prepared_reference
+
+from .executors import run_tasks
+from .plan import Plan, dataset_features, to_line, undecoded, write_plan
+from .prepare_shards import CLAMP_HU, FORMS, LOSS, ShardWork
 
 STORED_SPACING_MM = (1.5, 0.75, 0.75)  # z, y, x of both storage forms (METHOD, section 2)
 

@@ -19,9 +19,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hf_mu2.data.plan import Plan, fingerprint, source_files, to_line
-from hf_mu2.files import PARTIAL, replace_text, replacing
+from hf_mu2.files import replace_text, replacing
 from hf_mu2.model.volume_mu2 import OutOfDomainWarning, VolumeError, shard_metadata
+
+from .plan import Plan, fingerprint, source_files, to_line
 
 FORMS = ("tensors", "preprocessed", "preprocessed_numpy")
 LOSS = {
@@ -68,8 +69,6 @@ class ShardWork:
         """Prepare the volumes of a shard and write it; what is wrong with a volume is stated in its place."""
         statement = self.statement(number)
         statement.unlink(missing_ok=True)  # from here on the shard is unfinished
-        for left in statement.parent.glob(f"{PARTIAL}*_{number:05d}.*"):
-            left.unlink(missing_ok=True)  # no one else writes this shard: its process was killed
         lines = self.plan.shard(number)
         records: list[dict[str, Any]] = []
         items = _prepared(lines, prepare, records)
@@ -124,8 +123,6 @@ class ShardWork:
         clamped = np.clip(hu, -CLAMP_HU, CLAMP_HU)
         ending = ".nii.gz" if self.form == "preprocessed" else ".npy"
         path = self.out / "volumes" / self.split / f"{number:05d}" / f"{name}{ending}"
-        for left in path.parent.glob(f"{PARTIAL}*_{path.name}"):
-            left.unlink(missing_ok=True)
         with replacing(path) as partial:
             if self.form == "preprocessed_numpy":  # (z, x, y), as the paper saves them
                 np.save(partial, (clamped / np.float32(CLAMP_HU)).transpose(0, 2, 1))
