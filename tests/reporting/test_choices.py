@@ -90,3 +90,19 @@ def test_questions_without_options_are_refused(reader, tmp_path):
     rows = [row | {"options": []} for row in make_rows()]
     with pytest.raises(ValueError, match="needs options"):
         answer_choices(rows, tmp_path / "out.jsonl", reader)
+
+
+@pytest.mark.filterwarnings("ignore:.*slices 10 mm apart")
+def test_questions_about_phantoms_are_answered_from_the_shell(cli, checkpoint, tmp_path):
+    from hf_mu2.data.phantom import write_benchmark
+
+    phantoms = write_benchmark(tmp_path / "phantoms", {"test": 2}, resolution="quick")
+    result = cli(
+        "data", "build", "phantom_ct", "--root", phantoms, "--out", tmp_path / "vqa", "--view", "vqa"
+    )
+    assert result.code == 0, result.err
+    result = cli("choose", tmp_path / "vqa", "--model", checkpoint, "--out", tmp_path / "out.jsonl", "--json")
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert json.loads(result.out)["questions"] == len(rows) > 0
+    assert {row["kind"] for row in rows} <= {"presence", "side", "size"} and "key" not in rows[0]
