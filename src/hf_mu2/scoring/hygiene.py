@@ -86,7 +86,7 @@ def study_of(name: str) -> str:
     Other names lose the ending of a volume file and stay as they are.
     """
     name = re.sub(r"\.(?:nii\.gz|nii|mha)$", "", str(name))
-    match = re.fullmatch(r"((?:train|valid)(?:_fixed)?_\d+_[a-z]+)_\d+", name)
+    match = re.fullmatch(r"((?:train|valid)_\d+_[a-z]+)_\d+", name)
     return match[1] if match else name
 
 
