@@ -1,0 +1,119 @@
+"""Peak memory of real training steps on CPU against what `hf_mu2.training.plan` says of them.
+
+    python benchmarks/plan.py [--sizes NAME ...]
+
+Each size runs in a process of its own: two steps with AdamW, highest resident memory less that before the model was
+made. glibc gives freed blocks back at once (`MALLOC_MMAP_THRESHOLD_`), so that resident memory follows allocations.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from hf_mu2.model.configuration_mu2 import Mu2Config
+from hf_mu2.training.plan import Step, build_model, make_inputs, measure
+
+_LM = {
+    "vocab_size": 32768,  # one tile of TRL's fused head, whose buffer is then used whole
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
+# Differ in what fills memory: weights and optimizer, the tower's activations, the language model's, an adapter.
+SIZES: dict[str, tuple[dict, Step]] = {
+    "full": ({"num_hidden_layers": 16}, Step("full", batch=1, frames=2, length=128, checkpointing=False)),
+    "align": ({"num_hidden_layers": 4}, Step("align", batch=2, frames=8, length=128, checkpointing=False)),
+    "checkpointing": ({"num_hidden_layers": 12}, Step("full", batch=4, frames=4, length=256)),
+    "lora": (
+        {"num_hidden_layers": 8},
+        Step("adapt", batch=4, frames=2, length=256, lora_r=16, checkpointing=False),
+    ),
+}
+
+
+def size_of(name: str) -> tuple[Mu2Config, Step]:
+    """Return configuration and step of a size: the preset `tiny` with a larger language model, in float32."""
+    layers, step = SIZES[name]
+    config = Mu2Config.from_preset("tiny", text_config={**_LM, **layers})
+    return config, Step(**{**vars(step), "autocast": False})
+
+
+def measure_on_cpu(name: str) -> dict[str, float]:
+    """Run two real steps in this process; return the bytes that its memory rose by."""
+    config, step = size_of(name)
+    run_steps(
+        Mu2Config.from_preset("tiny"), Step("full", batch=1, frames=1, length=64)
+    )  # loads the libraries
+    before = resident()
+    started = time.perf_counter()
+    run_steps(config, step)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"measured": peak - before, "seconds": time.perf_counter() - started}
+
+
+def run_steps(config: Mu2Config, step: Step) -> None:
+    """Train for two steps: the second has the optimizer's state from the first."""
+    model = build_model(config, step)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    for _ in range(2):
+        model(**make_inputs(config, step), fused_lm_head=True).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def compare(name: str) -> dict[str, float]:
+    """Measure a size in a process of its own and plan it in this one."""
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+    command = [sys.executable, __file__, "--child", name]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    facts = json.loads(done.stdout.splitlines()[-1])
+    started = time.perf_counter()
+    memory, _ = measure(*size_of(name))
+    return {**facts, "planned": memory.peak, "plan_seconds": time.perf_counter() - started}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--child", choices=list(SIZES), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if arguments.child:
+        print(json.dumps(measure_on_cpu(arguments.child)))
+        return
+    print(
+        "| size | measured (GB) | planned (GB) | planned / measured | planning (s) |\n|---|---|---|---|---|"
+    )
+    for name in arguments.sizes:
+        facts = compare(name)
+        print(
+            f"| {name} | {facts['measured'] / 1e9:.3f} | {facts['planned'] / 1e9:.3f} | "
+            f"{facts['planned'] / facts['measured']:.2f} | {facts['plan_seconds']:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
