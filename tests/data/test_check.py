@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hf_mu2.data.check import _CheckTask, _Part, check_volume, check_volumes
-from hf_mu2.data.plan import write_plan
+from hf_mu2.data.work_list import write_plan
 from hf_mu2.model.volume_mu2 import volume_reference
 from tests.data.killed_runs import KilledRuns
 from tests.data.volume_rows import write_rows

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from hf_mu2.data.executors import make_executor, parse_options
-from hf_mu2.data.plan import write_plan
 from hf_mu2.data.prepare import PreparedStudies, prepare, relocate
+from hf_mu2.data.work_list import write_plan
 from hf_mu2.files import PARTIAL
 from hf_mu2.model.volume_mu2 import load_volume, volume_reference
 from tests.data.killed_runs import KilledRuns

@@ -5,8 +5,8 @@ from typing import Any
 
 import nibabel as nib
 
-from hf_mu2.data.plan import write_plan
 from hf_mu2.data.prepare_shards import ShardWork
+from hf_mu2.data.work_list import write_plan
 from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.volume_mu2 import preparation_key, prepared_reference
 from tests.tiny import tiny_nifti

@@ -177,8 +177,8 @@ def _open(source: str, root: Path | None, splits: list[str] | None, view: Rows) 
     except ImportError as error:
         raise ImportError('Opening a dataset needs `datasets`: pip install "hf_mu2[train]".') from error
     from hf_mu2.data.build import CORPORA, load_corpus
-    from hf_mu2.data.plan import undecoded
     from hf_mu2.data.views import view_dataset
+    from hf_mu2.data.work_list import undecoded
 
     if root is not None:
         opened = load_corpus(source, root)

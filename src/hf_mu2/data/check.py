@@ -21,7 +21,7 @@ from hf_mu2.files import replace_text, replacing
 from hf_mu2.model.volume_mu2 import OutOfDomainWarning, guess_body_region, load_volume
 
 from .executors import run_tasks
-from .plan import Plan, fingerprint, to_line, undecoded, write_plan
+from .work_list import Plan, fingerprint, to_line, undecoded, write_plan
 
 COLUMNS = ("study_id", "image", "severity", "defect", "message", "advice")
 VOLUMES_PER_TASK = 64

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from hf_mu2.files import replace_text, replacing
 from hf_mu2.model.volume_mu2 import load_volume
+from hf_mu2.tables import in_batches
 
 from .build import corpus_info, is_nifti_path, write_tables
 from .corpus import CorpusError
-from .tables import in_batches
 from .views import view_dataset
 
 MANIFEST = "manifest.json"
@@ -121,8 +121,13 @@ def _claim(out: Path, settings: Mapping[str, Any]) -> None:
     """Begin a folder, or continue one that was begun with the same settings on the same rows."""
     if out.is_dir() and any(out.iterdir()):
         record = out / MANIFEST
-        begun = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        if {key: begun.get(key) for key in settings} != json.loads(json.dumps(settings)):
+        try:
+            begun = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        except ValueError:  # not ours, or damaged
+            begun = {}
+        if not isinstance(begun, dict) or {key: begun.get(key) for key in settings} != json.loads(
+            json.dumps(settings)
+        ):
             raise CorpusError(
                 f"A folder is continued only with the corpus and settings it was begun with, `{out}` holds something "
                 "else. Choose an empty folder."

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_mu2.model.volume_mu2 import volume_reference
+from hf_mu2.tables import ENDINGS, read_rows
 
 from .corpus import CorpusError, CorpusInfo, Drops, cut_parts, inside
 from .sections import split_sections
 from .study import FINDING_LABELS, REGIONS, SPLITS, TEXTS, make_study
-from .tables import ENDINGS, read_rows
 
 INFO = CorpusInfo(
     name="folder",

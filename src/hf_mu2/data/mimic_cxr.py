@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_mu2.tables import read_rows
+
 from .corpus import CorpusError, CorpusInfo, Drops, cut_parts, inside, required
 from .csv_index import CsvIndex
 from .sections import split_sections
 from .study import TEXTS, make_study
-from .tables import read_rows
 
 INFO = CorpusInfo(
     name="mimic_cxr",

@@ -26,9 +26,10 @@ import numpy as np
 from tqdm import tqdm
 
 from hf_mu2.model.volume_mu2 import VolumeError, load_volume, parse_reference
+from hf_mu2.tables import in_batches
 
 from .build import read_corpus
-from .tables import in_batches
+from .corpus import CorpusError
 
 _LOWEST, _HIGHEST = -1024, 3071
 
@@ -133,6 +134,10 @@ class _HashFile:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        if lines and not lines[0].startswith(b'{"key": '[: len(lines[0])]):
+            raise CorpusError(
+                f"A cache of hashes is a file this command began, `{self._path}` is another. Name a new file."
+            )
         whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < len(lines):
             with self._path.open("r+b") as stream:

@@ -25,8 +25,8 @@ from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.volume_mu2 import preparation_key, prepared_reference
 
 from .executors import run_tasks
-from .plan import Plan, dataset_features, to_line, undecoded, write_plan
 from .prepare_shards import CLAMP_HU, FORMS, LOSS, ShardWork
+from .work_list import Plan, dataset_features, to_line, undecoded, write_plan
 
 STORED_SPACING_MM = (1.5, 0.75, 0.75)  # z, y, x of both storage forms (METHOD, section 2)
 

@@ -22,7 +22,7 @@ import numpy as np
 from hf_mu2.files import replace_text, replacing
 from hf_mu2.model.volume_mu2 import OutOfDomainWarning, VolumeError, shard_metadata
 
-from .plan import Plan, fingerprint, source_files, to_line
+from .work_list import Plan, fingerprint, source_files, to_line
 
 FORMS = ("tensors", "preprocessed", "preprocessed_numpy")
 LOSS = {

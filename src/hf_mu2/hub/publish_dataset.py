@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_mu2.data.build import CORPORA, corpus_info
-from hf_mu2.data.corpus import CorpusError, CorpusInfo
+from hf_mu2.data.corpus import CorpusInfo, TableError
 
 from .upload_checks import find_patient_data, find_secrets, list_files, read_documents
 
@@ -68,7 +68,7 @@ def plan_dataset(folder: str | Path) -> UploadPlan:
     try:
         problems = [*_card_problems(folder), *_source_problems(folder, files)]
         problems += [*find_secrets(folder, files), *find_patient_data(folder, files)]
-    except CorpusError as error:  # a table that cannot be read, and so not be looked into
+    except TableError as error:  # a table that cannot be read, and so not be looked into
         raise PublishError(f"`{folder}` is not uploaded, and nothing was sent. {error}") from error
     problems += [
         f"`{name}` is one table of {(folder / name).stat().st_size / 2**30:.1f} GiB: keep volumes as files beside "

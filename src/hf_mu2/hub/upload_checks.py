@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_mu2.data.tables import read_rows
 from hf_mu2.files import PARTIAL
+from hf_mu2.tables import read_rows
 
 Problem = str
 

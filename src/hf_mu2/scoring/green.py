@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from hf_mu2.data.tables import read_rows
 from hf_mu2.files import replace_text
+from hf_mu2.tables import read_rows
 
 from .green_parse import Parser, Reading, read_reply
 from .green_summary import summarize

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hf_mu2.data.tables import ENDINGS
-from hf_mu2.data.tables import read_rows as read_table
+from hf_mu2.tables import ENDINGS
+from hf_mu2.tables import read_rows as read_table
 
 from .hygiene import clean_candidate, clean_reference, is_chinese, patient_of, study_of
 from .labels import LABELS

@@ -25,8 +25,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hf_mu2.data.plan import source_files, source_text, undecoded
 from hf_mu2.data.prepare_shards import content_key
+from hf_mu2.data.work_list import source_files, source_text, undecoded
 from hf_mu2.files import PARTIAL, replacing
 from hf_mu2.model.features_mu2 import (
     check_reference,

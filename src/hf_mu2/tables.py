@@ -9,11 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from .corpus import CorpusError
-
 T = TypeVar("T")
 
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+
+
+class TableError(ValueError):
+    """A table cannot be read as one."""
 
 
 def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -25,18 +27,18 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any
         columns (`Sequence[str]`): Columns that must be there.
 
     Raises:
-        CorpusError: if the file is none of `ENDINGS`, damaged, empty, not UTF-8, or lacks a column.
+        TableError: if the file is none of `ENDINGS`, damaged, empty, not UTF-8, or lacks a column.
     """
     name = path.name.lower()
     if not name.endswith(ENDINGS):
-        raise CorpusError(f"A table ends in one of {', '.join(ENDINGS)}, got `{path.name}`. Convert it.")
+        raise TableError(f"A table ends in one of {', '.join(ENDINGS)}, got `{path.name}`. Convert it.")
     try:
         rows = _read_parquet(path) if name.endswith(".parquet") else _read_text(path, name)
         number = 0
         for number, row in enumerate(rows, 1):
             missing = [column for column in columns if column not in row]
             if missing:
-                raise CorpusError(
+                raise TableError(
                     f"`{path.name}` must have the columns {', '.join(columns)}; row {number} has no {missing}, there "
                     f"are {list(row)[:40]}. Rename the columns, or download the file again."
                 )
@@ -50,12 +52,12 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any
         json.JSONDecodeError,
     ) as error:
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"damaged ({error})"
-        raise CorpusError(
+        raise TableError(
             f"A table must be complete and in UTF-8, `{path.name}` is {what} after row {number}. Download it again, or "
             "convert it to UTF-8."
         ) from error
     if number == 0:
-        raise CorpusError(f"A table must have rows, `{path.name}` has none. Download it again.")
+        raise TableError(f"A table must have rows, `{path.name}` has none. Download it again.")
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -71,7 +73,7 @@ def _read_text(path: Path, name: str) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(filter(str.strip, stream), 1):
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise CorpusError(
+                    raise TableError(
                         f"A line of JSON lines is an object, line {number} of `{path.name}` is a {type(row).__name__}. "
                         'Write {"column": value, ...} per row.'
                     )
@@ -81,12 +83,12 @@ def _read_text(path: Path, name: str) -> Iterator[dict[str, Any]]:
         header = next(reader, [])
         if len(set(header)) < len(header):
             twice = sorted({column for column in header if header.count(column) > 1})
-            raise CorpusError(
+            raise TableError(
                 f"A column comes once, {twice} come again in `{path.name}`. Rename or remove them."
             )
         for cells in filter(None, reader):
             if len(cells) != len(header):
-                raise CorpusError(
+                raise TableError(
                     f"A row has one cell per column, line {reader.line_num} of `{path.name}` has {len(cells)} for "
                     f"{len(header)} columns. Quote cells that hold a comma or a line break."
                 )
@@ -111,4 +113,4 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             for batch in table.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
     except pa.ArrowException as error:
-        raise CorpusError(f"`{path.name}` cannot be read as Parquet ({error}). Write it again.") from error
+        raise TableError(f"`{path.name}` cannot be read as Parquet ({error}). Write it again.") from error
