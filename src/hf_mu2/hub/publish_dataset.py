@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_mu2.data.build import CORPORA, corpus_info
-from hf_mu2.data.corpus import CorpusInfo, TableError
+from hf_mu2.data.corpus import CorpusInfo
+from hf_mu2.tables import TableError
 
 from .upload_checks import find_patient_data, find_secrets, list_files, read_documents
 
