@@ -160,24 +160,17 @@ def run(arguments: argparse.Namespace) -> None:
     rates = {key: arguments.batch / statistics.median(cell.seconds) for key, cell in cells.items()}
     peaks = {}
     for number, key in enumerate(CELLS):
-        command = [
-            sys.executable,
-            __file__,
-            *sys.argv[1:],
-            "--folder",
-            str(arguments.folder),
-            "--cell",
-            str(number),
-        ]
-        peaks[key] = float(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+        own = ["--folder", str(arguments.folder), "--cell", str(number)]
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], *own], check=True, capture_output=True
         )
+        peaks[key] = float(done.stdout.split()[-1])
 
     some = cells["full", "ours", "prepared"]
     batch = some.collate([some.rows[i] for i in range(arguments.batch)])
     print(
         f"pixel_values {tuple(batch['pixel_values'].shape)}, {batch['input_ids'].shape[1]} tokens, fp32, "
-        f"threads {arguments.threads}, batch {arguments.batch}, {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}"
+        f"threads {arguments.threads}, {arguments.rounds} rounds, load {os.getloadavg()[0]:.1f}"
     )
     ratios = f"{'/ loop':>8}{'/ prepared':>12}"
     print(f"{'stage':11}{'source':10}{'form':11}{'studies/s':>10}{ratios}{'MB':>8}{ratios}{'loss':>10}")

@@ -218,6 +218,17 @@ def test_missing_shards_and_rows_of_both_kinds_are_refused(model, processor, row
         check_features(cached, model, processor)
 
 
+def test_rows_with_features_pass_through_a_file(model, processor, cached, tmp_path):
+    """As `trl` opens them."""
+    cached.to_json(str(tmp_path / "rows" / "train.jsonl"))
+    rows = load_dataset(str(tmp_path / "rows"), split="train")
+    assert rows.to_list() == cached.to_list()
+    check_features(rows, model, processor)
+    freeze(model, STAGES["full"])
+    with pytest.raises(ValueError, match="frozen vision tower"):
+        check_features(rows, model, processor)
+
+
 def test_features_of_features_are_refused(model, processor, cached, tmp_path):
     with pytest.raises(ValueError, match=r"study-0.*prepared already"):
         cache_features(model, processor, cached, tmp_path / "again")
