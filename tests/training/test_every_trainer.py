@@ -30,10 +30,6 @@ COMMON = {
 }
 
 
-class StageStockTrainer(StageTrainer, Trainer):
-    """The trainer of transformers with a rate per part."""
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     return make_tiny_checkpoint(tmp_path_factory.mktemp("trainers") / "checkpoint")
@@ -51,7 +47,7 @@ def make_trainer(kind: str, model, processor, rows: Dataset, out: Path, stage=No
     if kind == "transformers":
         collator = DataCollatorForVisionLanguageModeling(processor, max_length=512, completion_only_loss=True)
         arguments = TrainingArguments(str(out), **COMMON)
-        made = Trainer if stage is None else StageStockTrainer
+        made = Trainer if stage is None else StageTrainer
         return made(model=model, args=arguments, train_dataset=rows, data_collator=collator, **extra)
     if kind == "sft":
         arguments = SFTConfig(str(out), max_length=512, **COMMON)

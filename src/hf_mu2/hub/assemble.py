@@ -211,7 +211,7 @@ def load_language_model(
     lm.get_output_embeddings().load_state_dict(whole.lm_head.state_dict())
     lm.generation_config, lm.name_or_path = whole.generation_config, str(folder)
     processor = Mu2Processor.from_pretrained(folder)
-    return processor.tokenizer, lm.eval(), processor.chat_template
+    return processor.tokenizer, lm.eval(), str(processor.chat_template)
 
 
 def load_vision_tower(

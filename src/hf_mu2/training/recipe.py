@@ -101,7 +101,8 @@ def parse_recipe(
     from trl import ModelConfig, SFTConfig, TrlParser
 
     path = find_recipe(recipe)
-    parser = TrlParser((RecipeArguments, SFTConfig, ModelConfig), prog="hf-mu2 train", exit_on_error=False)
+    fields: Any = (RecipeArguments, SFTConfig, ModelConfig)
+    parser = TrlParser(fields, prog="hf-mu2 train", exit_on_error=False)
     arguments, training, model = parser.parse_args_and_config(["--config", str(path), *overrides])
     if (arguments.corpus is None) == (arguments.dataset_name is None):
         raise ValueError(
@@ -276,10 +277,11 @@ def open_model(
         if stage.uses_volumes
         else (AutoModelForCausalLM, AutoTokenizer)
     )
-    options = {
+    options: dict[str, Any] = {
         "revision": model_arguments.model_revision,
         "trust_remote_code": training.trust_remote_code,
     }
+    initial: dict[str, Any] = training.model_init_kwargs or {}  # type: ignore[assignment]
     model = auto_model.from_pretrained(
         source,
         dtype=model_arguments.dtype
@@ -288,7 +290,7 @@ def open_model(
         attn_implementation=model_arguments.attn_implementation,
         quantization_config=get_quantization_config(model_arguments),
         **options,
-        **training.model_init_kwargs or {},
+        **initial,
     )
     processor = auto_processor.from_pretrained(source, **options)
     freeze(model, stage)
@@ -302,9 +304,18 @@ def _stage_name(path: Path, overrides: Sequence[str]) -> str:
     """Read the stage alone: pre-training a tower has other fields than the rest."""
     import yaml
 
-    if "--stage" in overrides:
+    if "--stage" in overrides[:-1]:
         return overrides[list(overrides).index("--stage") + 1]
-    return yaml.safe_load(path.read_text(encoding="utf-8")).get("stage", RecipeArguments.stage)
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"A recipe is YAML in UTF-8 with one `field: value` per line, `{path}` is something else. Start from one "
+            "that ships."
+        )
+    return fields.get("stage", RecipeArguments.stage)
 
 
 def _assemble_once(init: dict[str, Any], start: Path) -> Path:

@@ -107,7 +107,7 @@ def freeze(model: nn.Module, stage: Stage) -> None:
 
 def lora_modules_to_save(model: nn.Module, stage: Stage) -> list[str]:
     """Name the modules outside the language model that the stage trains: an adapter carries them whole."""
-    names = []
+    names: list[str] = []
     for name, _module in model.named_modules():
         part = part_of(f"{name}.")
         inside_another = any(name.startswith(f"{other}.") for other in names)
@@ -137,7 +137,7 @@ def complete_lora(config: LoraConfig, model: nn.Module, stage: Stage) -> LoraCon
             f"`lora_target_modules` must name linear layers of the language model, none fits {wanted!r}. Use the last "
             "part of their names, e.g. `q_proj v_proj`, or `all-linear`."
         )
-    config.target_modules = set(targets)
+    config.target_modules = targets
     others = lora_modules_to_save(model, stage)
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *others}) or None
     return config

@@ -222,7 +222,8 @@ def train_tower(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
 
     from .recipe import RecipeArguments, find_recipe, open_studies
 
-    parser = TrlParser((RecipeArguments, TowerArguments, TrainingArguments), prog="hf-mu2 train")
+    fields: Any = (RecipeArguments, TowerArguments, TrainingArguments)
+    parser = TrlParser(fields, prog="hf-mu2 train")
     data, arguments, training = parser.parse_args_and_config(
         ["--config", str(find_recipe(recipe)), *overrides]
     )

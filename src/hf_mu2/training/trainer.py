@@ -1,8 +1,8 @@
 """What the stock trainers lack for a stage, and nothing more.
 
-`StageTrainer` is mixed into a trainer of transformers or TRL and adds three things: a learning rate per part of the
-model, studies per second in every log, and on several processes a tower that batches of text alone run too. Loss,
-collator, saving and resuming are the stock trainer's.
+`StageTrainer` is the trainer of transformers, or stands before one of TRL's in the bases of a class, and adds three
+things: a learning rate per part of the model, studies per second in every log, and on several processes a tower that
+batches of text alone run too. Loss, collator, saving and resuming are the stock trainer's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import Trainer
 
 from .monitor import SpeedMeter
 from .sharding import see_empty_volumes
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 VOLUME_COLUMNS = ("images", "image")
 
 
-class StageTrainer:
-    """Mix into a `Trainer`: its parameter groups follow a stage.
+class StageTrainer(Trainer):
+    """A `Trainer` whose parameter groups follow a stage.
 
     Args:
         stage (`Stage`): Gives each part its learning rate; freezing is done before, on the model.
@@ -30,6 +31,7 @@ class StageTrainer:
 
     def __init__(self, *args: Any, stage: Stage, **kwargs: Any) -> None:
         self.stage, self.speed = stage, SpeedMeter()
+        self.optimizer: torch.optim.Optimizer | None
         super().__init__(*args, **kwargs)
         if stage.uses_volumes and self.args.world_size > 1:
             see_empty_volumes(self.model)
