@@ -1,6 +1,7 @@
 """Render the normal abdomen and pelvis of PhantomCT, with the normal variants that no label covers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -203,13 +204,13 @@ def _kidney(a: AbdomenAnatomy, c: Canvas, side: str) -> None:
     c.paint(region, c.occupancy(sinus * 12), a.fat_hu + 15)
     c.ball(a.kidney_point(side, -16, 0, 0), (9, 6, 9), 12)  # renal pelvis
     sign = side_sign(side)
-    ureter = [
+    ureter: list[Any] = [
         a.kidney_point(side, -24, 2, -8),
         (sign * 36, a.spine_y + 26, -40),
         (sign * 42, a.spine_y + 32, -100),
     ]
     c.line(ureter, 2.2, 15)
-    vein = [a.kidney_point(side, -14, 4, 4), (sign * 12, a.spine_y + 30, center[2] + 4)]
+    vein: list[Any] = [a.kidney_point(side, -14, 4, 4), (sign * 12, a.spine_y + 30, center[2] + 4)]
     c.line(vein, 4.2, a.vein_hu)
     adrenal = a.kidney_point(side, -14, 6, 58)
     for lean in (-1, 1):  # the two limbs of the adrenal gland

@@ -1,6 +1,7 @@
 """Paint the findings of the abdomen and pelvis: each function draws, marks its mask bit and says what it drew."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -195,7 +196,7 @@ def _hydronephrosis(scene: AbdomenScene, rng: np.random.Generator) -> list[Findi
         c.ball(a.kidney_point(side, -2, 0, up), np.array([8.5, 7.5, 6.5]) * grown, 8, bit)
         c.line([a.kidney_point(side, -14, 0, 0), a.kidney_point(side, -3, 0, up)], 4 * grown, 8, bit)
     sign = side_sign(side)
-    ureter = [
+    ureter: list[Any] = [
         a.kidney_point(side, -22, 2, -10),
         (sign * 36, a.spine_y + 26, -40),
         (sign * 42, a.spine_y + 32, -100),
@@ -251,11 +252,12 @@ def _lymph_nodes(scene: AbdomenScene, rng: np.random.Generator) -> list[Finding]
     drawn = scene.draw.side(rng)
     side = drawn if region == "inguinal" else None
     y = a.spine_y
-    stations = {
+    places: dict[str, list[Any]] = {
         "para-aortic": [(-30, y + 28, 8), (-31, y + 26, -26), (4, y + 50, -34), (36, y + 30, -8)],
         "mesenteric": [(14, y + 72, -22), (-16, y + 76, -34), (6, y + 80, -58)],
         "inguinal": [a.groin(drawn, out, z) for out, z in ((60, -190), (74, -172), (50, -166))],
-    }[region]
+    }
+    stations = places[region]
     count = int(rng.integers(1, len(stations) + 1))
     largest = 0.0
     for index in rng.permutation(len(stations))[:count]:

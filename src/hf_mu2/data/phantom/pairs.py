@@ -193,7 +193,7 @@ def write_pairs(
         "text_shortcut": text_shortcut,
     }
     folder = PhantomFolder(Path(out), split, {"seed": seed, "n": n, "view": "sft"} | settings)
-    rows = []
+    rows: list[Any] = []
     for number in range(n):
         names = [f"{BODY_REGIONS[region].prefix}_{seed + number:06d}_{change}_{end}" for end in "ab"]
         done = [folder.finished(name) for name in names]
