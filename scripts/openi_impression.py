@@ -376,6 +376,8 @@ n = {studies["test"]}. rouge-score F1, stemmed; 95 % intervals from 2,000 resamp
 All weights: {whole["steps"]} steps of {BATCH}, validation loss {whole["eval_loss"]:.3f}.
 LoRA: r 8, alpha 16, dropout .05, q_proj and v_proj, batch 128, lr 3e-4, weight decay .01;
 {trained}, validation loss {lora["eval_loss"]:.3f}; merged before it writes.
+The published base is a chat model; this one never saw a conversation before, and an adapter of queries and values has
+to teach it turns, instruction and when to stop, all at once.
 
 Floors above the published values of a model of 7 billion parameters, by all three: {"; ".join(above) or "none"}.
 Most impressions of OpenI say in a few fixed ways that nothing is wrong, and findings that differ in a word or two
@@ -397,6 +399,9 @@ Difference, and p of the paired randomisation test (10,000 swaps of groups).
 {lines(tests)}
 
 {verdict(result)}
+
+With all weights it writes {scores["all weights"]["distinct_texts"]} different texts for {studies["test"]} studies: it has learnt which sentence to close
+with, not to read findings. That takes a pretrained model.
 """
 
 
@@ -417,7 +422,7 @@ def verdict(result: dict[str, Any]) -> str:
             )
             outcome[key].append(floor.replace("_", " "))
         parts = [f"{key} {' and '.join(floors)}" for key, floors in outcome.items() if floors]
-        sentences.append(f"- {name}: {'; '.join(parts)}.")
+        sentences.append(f"- {name} {'; '.join(parts)}.")
     return "By ROUGE-L, at p < .05:\n\n" + "\n".join(sentences)
 
 
