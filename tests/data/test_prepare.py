@@ -384,3 +384,14 @@ def test_stock_trl_trains_from_the_folder_alone(tmp_path):
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]
     losses = json.loads((tmp_path / "trained/checkpoint-2/trainer_state.json").read_text())["log_history"]
     assert all(np.isfinite(entry["loss"]) for entry in losses if "loss" in entry)
+
+
+def test_a_folder_prepared_anew_is_not_answered_from_the_cache_of_the_old_one(tmp_path, rows):
+    """`datasets` knows a folder by its name and card: other rows must come with another card."""
+    datasets = pytest.importorskip("datasets")
+
+    def ids(parent: str, some: list) -> list[str]:
+        out = prepare(some, tmp_path / parent / "prepared", small_processor()).folder
+        return list(datasets.load_dataset(str(out), split="train")["study_id"])
+
+    assert ids("a", rows[:2]) != ids("b", rows[2:4])

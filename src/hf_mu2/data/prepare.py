@@ -11,8 +11,10 @@ Writes: a folder that `load_dataset` opens, `trl` trains from and [`PreparedStud
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -155,6 +157,8 @@ def relocate(folder: str | Path) -> int:
             for row in PreparedStudies(folder, path.stem):
                 lines.write(to_line(row, sort=False))
                 count += 1
+    card = folder / "README.md"
+    replace_text(card, re.sub(r"Rows [0-9a-f]{16}\.", _about_rows(folder), card.read_text(encoding="utf-8")))
     return count
 
 
@@ -237,7 +241,7 @@ class _Finish:
         }
         manifest |= {"key": key, "loss": LOSS[work.form], "versions": _versions()}
         replace_text(path, json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-        replace_text(work.out / "README.md", _card(manifest, self.features))
+        replace_text(work.out / "README.md", _card(work.out, manifest, self.features))
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -278,12 +282,13 @@ def _write_rows(out: Path, split: str, plan: Plan, images: list[str | dict[str, 
     return count
 
 
-def _card(manifest: Mapping[str, Any], features: Any) -> str:
+def _card(out: Path, manifest: Mapping[str, Any], features: Any) -> str:
     """Write the README that tells `load_dataset` which files are rows, and of which types."""
     from huggingface_hub import DatasetCardData
 
     splits = [{"split": name, "path": f"{name}.jsonl"} for name in manifest["splits"]]
-    data = DatasetCardData(configs=[{"config_name": "default", "data_files": splits}])
+    config = {"config_name": "default", "description": _about_rows(out), "data_files": splits}
+    data = DatasetCardData(configs=[config])
     if features is not None:
         from datasets import DatasetInfo, List, Value
         from datasets.info import DatasetInfosDict
@@ -300,6 +305,15 @@ def _card(manifest: Mapping[str, Any], features: Any) -> str:
         f"---\n{data.to_yaml()}\n---\n\n# Prepared volumes\n\nMade by `hf-mu2 data prepare`, form "
         f"`{manifest['form']}`. Loss: {manifest['loss']}. The terms of the corpus hold for this copy too.\n\n{counts}\n"
     )
+
+
+def _about_rows(folder: Path) -> str:
+    """Tell rows from other rows: `datasets` caches a folder by its name and this text, not by what its files hold."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open("rb") as rows:
+            digest.update(hashlib.file_digest(rows, "sha256").digest())
+    return f"Rows {digest.hexdigest()[:16]}."
 
 
 def _versions() -> dict[str, str]:
