@@ -111,6 +111,7 @@ def test_what_does_not_fit_is_answered_with_what_to_change():
     assert large["fits"] and large["largest_batch"] > STEP.batch
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_one_more_does_not():
     facts = plan_training(tiny_config(), STEP, gpu_memory_gb=0.1)
     largest = facts["largest_batch"]

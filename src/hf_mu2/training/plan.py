@@ -82,11 +82,11 @@ class Memory:
 
 
 class AllocationCounter(TorchDispatchMode):
-    """Count the bytes of all storages alive, and remember the highest count and the gradients in it."""
+    """Count the bytes of all storages alive; remember the highest count, and the highest without gradients."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = self.gradients_now = self.gradients_at_peak = 0
+        self.now = self.peak = self.gradients = self.peak_beside_gradients = 0
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
@@ -107,8 +107,8 @@ class AllocationCounter(TorchDispatchMode):
         size = storage.nbytes()
         self.now += size
         weakref.finalize(storage, self._free, size)
-        if self.now > self.peak:
-            self.peak, self.gradients_at_peak = self.now, self.gradients_now
+        self.peak = max(self.peak, self.now)
+        self.peak_beside_gradients = max(self.peak_beside_gradients, self.now - self.gradients)
 
     def _free(self, size: int) -> None:
         self.now -= size
@@ -123,6 +123,15 @@ def measure(config: Mu2Config, step: Step) -> tuple[Memory, dict[str, dict[str, 
     Raises:
         ValueError: if the numbers do not fit each other.
     """
+    memory, _, parts = _count(config, step)
+    return memory, parts
+
+
+def _count(config: Mu2Config, step: Step) -> tuple[Memory, Memory, dict[str, dict[str, int]]]:
+    """Beside the result of `measure`, a bound that is linear in the batch: all gradients while activations are highest.
+
+    Which of forward pass, backward pass and update is the highest changes with the batch, so that peaks are no line.
+    """
     _check(config, step)
     with torch.device("meta"):
         model = build_model(config, step)
@@ -130,30 +139,30 @@ def measure(config: Mu2Config, step: Step) -> tuple[Memory, dict[str, dict[str, 
         model.to_empty(device="cpu")
         model.get_base_model().tie_weights() if step.lora_r else model.tie_weights()
         weights = _bytes(model.parameters())
-        counter.now = counter.peak = weights
+        counter.now = counter.peak = counter.peak_beside_gradients = weights
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(lambda p: _note_gradient(counter, p))
             if step.accumulates:
                 parameter.grad = torch.empty_like(parameter)
-                counter.gradients_now += parameter.grad.nbytes
+                counter.gradients += parameter.grad.nbytes
         inputs = make_inputs(config, step)
         with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
             loss = model(**inputs, fused_lm_head=True).loss
         loss.backward()
-        at_update = weights + _bytes(trained)
         gradients = _bytes(trained)
+        at_update = weights + gradients
         parts = {part: {"total": total, "trained": number} for part, total, number in describe_parts(model)}
         sizes = _unit_sizes(model)
     del loss, inputs
-    # The optimizer's update needs all gradients and no activation: it may be the higher of the two.
-    activations = max(counter.peak, at_update) - weights - gradients
-    memory = Memory(weights, gradients, 2 * gradients, max(0, activations))
-    return shard(memory, step, sizes), parts
+    # The update needs all gradients and no activation: it may be the higher of the two.
+    memory = Memory(weights, gradients, 2 * gradients, max(counter.peak, at_update) - weights - gradients)
+    bound = replace(memory, activations=counter.peak_beside_gradients - weights)
+    return shard(memory, step, sizes), shard(bound, step, sizes), parts
 
 
 def _note_gradient(counter: AllocationCounter, parameter: torch.Tensor) -> None:
-    counter.gradients_now += parameter.grad.nbytes
+    counter.gradients += parameter.grad.nbytes
 
 
 def _check(config: Mu2Config, step: Step) -> None:
@@ -184,15 +193,14 @@ def build_model(config: Mu2Config, step: Step) -> nn.Module:
     model.model._check_placeholders = lambda *ignored: None  # fake tensors have nothing to look at
     freeze(model, stage)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    if step.checkpointing:
-        with (
-            warnings.catch_warnings()
-        ):  # renamed in transformers 5.23; the oldest supported one has this name
-            warnings.simplefilter("ignore", FutureWarning)
+    with warnings.catch_warnings():
+        # Renamed in transformers 5.23; the oldest supported one knows this name only.
+        warnings.simplefilter("ignore", FutureWarning)
+        if step.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-    if step.lora_r is not None:
-        lora = LoraConfig(r=step.lora_r, target_modules="all-linear")
-        model = get_peft_model(model, complete_lora(lora, model, stage))
+        if step.lora_r is not None:
+            lora = LoraConfig(r=step.lora_r, target_modules="all-linear")
+            model = get_peft_model(model, complete_lora(lora, model, stage))
     return model
 
 
@@ -311,13 +319,15 @@ def plan_training(config: Mu2Config, step: Step, gpu_memory_gb: float) -> dict[s
         gpu_memory_gb (`float`): Memory of the device in units of 10^9 bytes, of which `USABLE_SHARE` is used.
 
     Returns:
-        `dict` as JSON holds it: `step`, `parameters` by part, `memory_gb`, `fits`, `largest_batch`, `suggestions`,
-        `forward_tflops_per_study` by part.
+        `dict` as JSON holds it: `step`, `parameters` by part, `memory_gb`, `fits`, `largest_batch` (a careful one),
+        `suggestions`, `forward_tflops_per_study` by part.
     """
     usable = USABLE_SHARE * gpu_memory_gb * 1e9
-    memory, parameters = measure(config, step)
-    per_study = max(1, measure(config, replace(step, batch=step.batch + 1))[0].peak - memory.peak)
-    largest = max(0, step.batch + int((usable - memory.peak) // per_study))
+    memory, bound, parameters = _count(config, step)
+    per_study = max(1, _count(config, replace(step, batch=step.batch + 1))[1].peak - bound.peak)
+    largest = max(0, step.batch + int((usable - bound.peak) // per_study))
+    if memory.peak <= usable:
+        largest = max(largest, step.batch)
     flops = study_flops(config, step.frames, step.length) if stage_of(step.stage).uses_volumes else {}
     return {
         "step": vars(step),
