@@ -11,7 +11,7 @@ from .shared import AsJson, Split, app, print_result, refuse_failed
 
 data_app = typer.Typer(
     name="data",
-    help="Corpora: look into an archive, write it as a folder, find overlaps.",
+    help="Corpora: count, write, check, prepare.",
     no_args_is_help=True,
 )
 app.add_typer(data_app)
@@ -128,14 +128,26 @@ def overlap(
     refuse_failed(found["unreadable"])
 
 
+_NO_OPTIONS = (
+    "name",
+    "root",
+    "drops",
+    "visit",
+    "out",
+    "view",
+    "split",
+    "copy_volumes",
+)  # arguments of their own
+
+
 def parse_options(settings: list[str] | None) -> dict[str, Any]:
     """Read NAME=VALUE pairs: values are JSON (0.1, true, null, ["a"]), anything else is text."""
     options: dict[str, Any] = {}
     for setting in settings or ():
         name, equals, value = setting.partition("=")
-        if not name or not equals:
+        if not name or not equals or name in _NO_OPTIONS:
             raise ValueError(
-                f"An option is written NAME=VALUE, got `{setting}`. E.g. `--option validation_share=0.1`."
+                f"An option of a corpus is written NAME=VALUE, got `{setting}`. E.g. `--option validation_share=0.1`."
             )
         try:
             options[name] = json.loads(value)

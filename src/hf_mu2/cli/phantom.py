@@ -59,7 +59,9 @@ class Resolution(StrEnum):
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write; masks of the findings go to <out>_masks.")],
-    n: Annotated[int, typer.Option(min=1, help="Number of studies, or of pairs.")] = 200,
+    n: Annotated[
+        int | None, typer.Option(min=1, help="Number of studies, or of pairs.", show_default="200")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -119,6 +121,16 @@ def phantom(
     }
     if pairs is not None and benchmark is not None:
         raise ValueError("--pairs and --benchmark write different folders, got both. Pass one of them.")
+    fixed = {"--n": n, "--seed": seed, "--split": split, "--spacing": spacing}
+    given = [name for name, value in fixed.items() if value is not None]
+    if benchmark is not None and given:
+        raise ValueError(
+            f"A benchmark fixes its studies, got {', '.join(given)} beside --benchmark. Leave them out; "
+            "--resolution chooses the spacing."
+        )
+    if pairs is not None and view is not View.SFT:
+        raise ValueError("Pairs are written for SFT only, got --view preference. Leave out --view.")
+    n = 200 if n is None else n
     if benchmark is not None:
         n = sum(SIZES[benchmark.value].values())
         folder = write_benchmark(
@@ -132,7 +144,13 @@ def phantom(
     elif pairs is not None:
         seed = FIRST_SEED["test"] if seed is None else seed
         folder = write_pairs(
-            out, n, seed, change=pairs.value, spacing=spacing, split=split or "test", **chosen
+            out,
+            n,
+            seed,
+            change=pairs.value,
+            spacing=spacing,
+            split="test" if split is None else split,
+            **chosen,
         )
         n *= 2
     else:
@@ -142,7 +160,7 @@ def phantom(
             seed or 0,
             view=view.value,
             spacing=spacing,
-            split=split or "train",
+            split="train" if split is None else split,
             num_workers=num_workers,
             **chosen,
         )

@@ -17,8 +17,8 @@ def train(
 ) -> None:
     """Train what a recipe says.
 
-    Every field can be changed on the command line: hf-mu2 train sft-tiny --learning_rate 1e-4. A killed run continues
-    when the command is given again. On several processes: accelerate launch -m hf_mu2.cli train ...
+    Every field can be changed on the command line: hf-mu2 train sft-ct-rate-tiny --learning_rate 1e-4. A killed run
+    continues when the command is given again. On several processes: accelerate launch -m hf_mu2.cli train ...
     """
     from hf_mu2.training.recipe import train_recipe
 

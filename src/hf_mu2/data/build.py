@@ -75,6 +75,13 @@ def read_corpus(
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise CorpusError(f"Options of `{name}` are {known or 'none'}, got {unknown}. Check the spelling.")
+    for option, value in options.items():
+        default = signature(module.read_studies).parameters[option].default
+        if not _is_like(value, default):
+            raise CorpusError(
+                f"Option `{option}` of `{name}` is a {type(default).__name__} such as {default!r}, got {value!r}. "
+                "Mend its value."
+            )
     seen: set[str] = set()
     for row in module.read_studies(root, Drops() if drops is None else drops, **options):
         if row["study_id"] in seen:
@@ -192,6 +199,13 @@ def survey_corpus(
 def is_nifti_path(entry: str) -> bool:
     """Tell a plain NIfTI path from a reference, a DICOM folder or a prepared volume."""
     return not entry.startswith("{") and entry.lower().endswith((".nii", ".nii.gz"))
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Tell whether a value may stand for a default: whole numbers for fractions, anything for `None`."""
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return not isinstance(default, bool | int | str) or type(value) is type(default)
 
 
 def _wanted(survey: Survey, name: str, root: str | Path, split: str | None) -> list[str]:

@@ -5,6 +5,7 @@ Writes: NIfTI volumes and `metadata.jsonl`; masks beside, in `<out>_masks`.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from hf_mu2.files import replace_text, replacing
 
 from .anatomy import stream
-from .generate import GENERATOR_VERSION, Phantom, make_phantom, spoil
+from .generate import GENERATOR_VERSION, Phantom, check_spacing, make_phantom, spoil
 from .regions import BODY_REGIONS, body_region
 
 NOTICE = "Synthetic CT only. Research use, not a medical device."
@@ -39,8 +40,14 @@ class PhantomFolder:
     settings: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w+(\.\w+)*", self.split):
+            raise ValueError(
+                f"A split is named with letters, digits, `_` and `.`, got `{self.split}`. E.g. `train`."
+            )
+        if self.settings["spacing"] is not None:
+            check_spacing(self.settings["spacing"])  # before the folder is claimed for these settings
         record = self.out / f"manifest_{self.split}.json"
-        if record.exists() and json.loads(record.read_text()) != self.manifest:
+        if record.exists() and _settings_of(record) != self.manifest:
             raise ValueError(
                 "A folder of phantoms is continued only with the settings it was begun with, "
                 f"`{record}` says otherwise. Choose an empty folder or pass the same arguments."
@@ -160,6 +167,14 @@ def _write_study(job: tuple[PhantomFolder, int]) -> dict[str, Any]:
     wanted = {name: folder.settings[name] for name in ("spacing", "difficulty", "region", "text_shortcut")}
     row = folder.finished(f"{BODY_REGIONS[wanted['region']].prefix}_{seed:06d}")
     return row or folder.write(make_phantom(seed, **wanted))
+
+
+def _settings_of(record: Path) -> Any:
+    """Read a manifest; one that is damaged says nothing."""
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
 
 
 def _card(out: Path) -> str:

@@ -170,11 +170,7 @@ def make_phantom(
         raise ValueError(
             f'`orientation` names one direction per axis, got "{orientation}". Use e.g. "RAS" or "LPS".'
         )
-    spacing = random_spacing(seed) if spacing is None else tuple(float(s) for s in spacing)
-    if len(spacing) != 3 or not all(0.3 <= s <= 20 for s in spacing):
-        raise ValueError(
-            f"`spacing` must be three values of 0.3 to 20 mm, got {spacing}. Pass (z, y, x) in mm."
-        )
+    spacing = random_spacing(seed) if spacing is None else check_spacing(spacing)
     if text_shortcut is not None and not 0 <= text_shortcut <= 1:
         raise ValueError(
             f"`text_shortcut` must lie in 0 to 1, got {text_shortcut}. Leave it out for varied text."
@@ -232,6 +228,16 @@ def _report(
     if body.name == "chest" and text_shortcut is None:
         return write_report(findings, seed)
     return write_steady_report(findings, seed, body.vocabulary, text_shortcut)
+
+
+def check_spacing(spacing: Sequence[float]) -> tuple[float, ...]:
+    """Return mm along (z, y, x) as numbers, or refuse them."""
+    spacing = tuple(float(s) for s in spacing)
+    if len(spacing) != 3 or not all(0.3 <= s <= 20 for s in spacing):
+        raise ValueError(
+            f"`spacing` must be three values of 0.3 to 20 mm, got {spacing}. Pass (z, y, x) in mm."
+        )
+    return spacing
 
 
 def random_spacing(seed: int) -> tuple[float, float, float]:
