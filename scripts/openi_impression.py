@@ -243,7 +243,7 @@ def run(openi: Path, work: Path) -> dict[str, Any]:
     test = view_dataset(load_corpus("openi", openi, "test"), "impression")
     texts = {}
     for name, folder in (
-        ("pretrained only", start),
+        ("language modelling", start),
         ("all weights", work / "all_weights"),
         ("LoRA", work / "merged"),
     ):
@@ -319,7 +319,7 @@ def render(result: dict[str, Any]) -> str:
         "last_sentence": "copy of the last sentence of the findings",
         "most_frequent": "most frequent training impression",
         "nearest_findings": "impression of the nearest training findings (TF-IDF)",
-        "pretrained only": "small Llama, language modelling alone",
+        "language modelling": "small Llama, language modelling alone",
         "all weights": "small Llama, stage `impression`, all weights",
         "LoRA": "small Llama, stage `impression`, LoRA as published",
     }
@@ -400,8 +400,8 @@ Difference, and p of the paired randomisation test (10,000 swaps of groups).
 
 {verdict(result)}
 
-With all weights it writes {scores["all weights"]["distinct_texts"]} different texts for {studies["test"]} studies: it has learnt which sentence to close
-with, not to read findings. That takes a pretrained model.
+With all weights it writes {scores["all weights"]["distinct_texts"]} different texts for {studies["test"]} studies:
+it has learnt which stock sentence to close with, not to read findings.
 """
 
 
@@ -422,7 +422,7 @@ def verdict(result: dict[str, Any]) -> str:
             )
             outcome[key].append(floor.replace("_", " "))
         parts = [f"{key} {' and '.join(floors)}" for key, floors in outcome.items() if floors]
-        sentences.append(f"- {name} {'; '.join(parts)}.")
+        sentences.append(f"- {name.capitalize() if name != 'LoRA' else name} {'; '.join(parts)}.")
     return "By ROUGE-L, at p < .05:\n\n" + "\n".join(sentences)
 
 
