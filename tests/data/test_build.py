@@ -17,6 +17,7 @@ from hf_mu2.data import build
 from hf_mu2.data.build import CORPORA, corpus_info, load_corpus, read_corpus, survey_corpus
 from hf_mu2.data.corpus import CorpusError, Drops
 from hf_mu2.data.study import make_study, study_features
+from hf_mu2.tables import TableError
 from tests.data.corpora import write_folder, write_table
 
 
@@ -101,7 +102,7 @@ def test_what_is_left_out_is_told_and_written_beside_the_tables(root, cache, cap
 
 def test_no_half_written_table_stays(root, cache):
     (root / "metadata.csv").write_bytes((root / "metadata.csv").read_bytes() + b"\xff\n")
-    with pytest.raises(CorpusError, match="UTF-8"):
+    with pytest.raises(TableError, match="UTF-8"):
         load_corpus("folder", root, cache_dir=cache)
     assert list((cache / "hf_mu2" / "folder").iterdir()) == []
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from hf_mu2.files import replacing
 from hf_mu2.model.features_mu2 import feature_key, feature_reference, read_features, shard_metadata
 from hf_mu2.model.volume_mu2 import VolumeError
 from tests.data.volume_rows import small_processor
@@ -25,7 +26,8 @@ def write_shard(path, pixels, dtype=torch.float32, seed=0):
         for name, slabs in SLABS.items()
     }
     settings = {"tower": str(seed), "vision": {}, "pixels": pixels}
-    save_file(tensors, path, shard_metadata(settings, dict.fromkeys(tensors, "")))
+    with replacing(path) as partial:
+        save_file(tensors, partial, shard_metadata(settings, dict.fromkeys(tensors, "")))
     return [feature_reference(path, name, feature_key(settings)) for name in tensors]
 
 

@@ -76,8 +76,9 @@ def read_corpus(
     if unknown:
         raise CorpusError(f"Options of `{name}` are {known or 'none'}, got {unknown}. Check the spelling.")
     for option, value in options.items():
-        default = signature(module.read_studies).parameters[option].default
-        if not _is_like(value, default):
+        parameter = signature(module.read_studies).parameters[option]
+        default = parameter.default
+        if not _is_like(value, default) and not (value is None and "None" in str(parameter.annotation)):
             raise CorpusError(
                 f"Option `{option}` of `{name}` is a {type(default).__name__} such as {default!r}, got {value!r}. "
                 "Mend its value."

@@ -139,12 +139,14 @@ def open_shard(path: Path) -> tuple[Any, dict[str, Any], dict[str, str]]:
         raise VolumeError(
             f"Cached features must exist on this machine, nothing is at `{path}`. {_AGAIN}"
         ) from error
-    return _open_shard(path, status.st_size, status.st_mtime_ns)
+    return _open_shard(path, status.st_size, (status.st_ino, status.st_mtime_ns))
 
 
 @lru_cache(maxsize=4096)
-def _open_shard(path: Path, size: int, mtime_ns: int) -> tuple[Any, dict[str, Any], dict[str, str]]:
-    """Open a shard once; `size` and `mtime_ns` tell it from the one that it replaced."""
+def _open_shard(
+    path: Path, size: int, identity: tuple[int, int]
+) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Open a shard once; `size` and `identity` (inode, time) tell it from the one that it replaced."""
     try:
         shard = safe_open(path, framework="pt")
     except SafetensorError as error:

@@ -81,7 +81,9 @@ def read_prepared(source: Any) -> PreparedVolume:
             f"A prepared volume must exist on this machine, nothing is at `{path}`. If the folder was moved, run "
             "`hf-mu2 data relocate FOLDER`; otherwise prepare the volumes again."
         ) from error
-    data, header, metadata, preparation = _open_shard(path, status.st_size, status.st_mtime_ns)
+    data, header, metadata, preparation = _open_shard(
+        path, status.st_size, (status.st_ino, status.st_mtime_ns)
+    )
     if preparation_key(preparation) != reference["key"] or name not in header:
         raise VolumeError(
             f"A reference and its shard must come from one run, `{path.name}` was replaced by another: it has the key "
@@ -99,11 +101,11 @@ def read_prepared(source: Any) -> PreparedVolume:
 
 @lru_cache(maxsize=256)
 def _open_shard(
-    path: Path, size: int, mtime_ns: int
+    path: Path, size: int, identity: tuple[int, int]
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, str], dict[str, Any]]:
     """Map a shard into memory: its data, the place of each tensor, its metadata and its settings.
 
-    `size` and `mtime_ns` tell a shard from the one that it replaced.
+    `size` and `identity` (inode, time) tell a shard from the one that it replaced.
     """
     try:
         content = np.memmap(path, np.uint8, mode="r")
