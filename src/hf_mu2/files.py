@@ -14,7 +14,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, and rename it to `path` when the block ends without an error.
 
     The folder is made if it is missing. The name keeps its endings (`.partial_x.nii.gz`), since many writers choose
-    their format by them. What a killed writer left is overwritten by the next one.
+    their format by them. What a killed writer left is overwritten by the next one; so two processes must not write
+    one path at the same time.
 
     Raises:
         OSError: if the disk is full or the folder is not writable; `path` is then as it was.

@@ -395,3 +395,8 @@ def test_a_folder_prepared_anew_is_not_answered_from_the_cache_of_the_old_one(tm
         return list(datasets.load_dataset(str(out), split="train")["study_id"])
 
     assert ids("a", rows[:2]) != ids("b", rows[2:4])
+
+
+def test_only_a_prepared_folder_is_relocated(tmp_path):
+    with pytest.raises(ValueError, match="Only a prepared folder"):
+        relocate(tmp_path)

@@ -34,6 +34,9 @@ __all__ = [
 
 def main() -> None:
     """Run the command line; bad input ends in one paragraph on stderr and exit code 2."""
+    if not sys.stderr.isatty():  # bars are for people; both libraries read this when they are imported
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except (ValueError, OSError, ImportError) as error:

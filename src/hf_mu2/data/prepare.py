@@ -151,6 +151,11 @@ class PreparedStudies:
 def relocate(folder: str | Path) -> int:
     """Point the rows of a prepared folder that was moved at where it lies now; return how many rows there are."""
     folder = Path(os.path.abspath(folder))  # noqa: PTH100
+    if not (folder / "manifest.json").is_file():
+        raise ValueError(
+            f"Only a prepared folder can be relocated, `{folder}` has no `manifest.json`. Pass the folder that "
+            "`hf-mu2 data prepare` wrote."
+        )
     count = 0
     for path in sorted(folder.glob("*.jsonl")):
         with replacing(path) as partial, partial.open("w", encoding="utf-8") as lines:
