@@ -92,8 +92,11 @@ def test_the_tokenizer_shows_its_selection_and_gates_without_being_changed():
     assert len(seen.gates) == 1, "nothing is watched afterwards"
 
 
-def test_speed_is_known_from_the_second_reading_on():
+def test_speed_counts_what_was_seen_since_the_last_log():
     meter = SpeedMeter()
-    assert meter.read(1, 8, 1) == {}
-    assert meter.read(3, 8, 1)["studies_per_second"] > 0
-    assert "mfu" not in meter.read(4, 8, 1)
+    assert meter.read(1) == {}
+    meter.saw(4, 100)
+    meter.saw(4, 100)
+    one = meter.read(1)
+    assert one["tokens_per_second"] == pytest.approx(25 * one["studies_per_second"], rel=1e-2)
+    assert "mfu" not in one and meter.read(1) == {}

@@ -7,7 +7,7 @@ Every evaluation logs, beside the trainer's own numbers:
   from habit.
 - `effective_tokens`, `gate_<scale>`, `gate_spread`: of mu2's tokenizer, see [`watch_tokenizer`].
 
-Every log holds studies per second ([`SpeedMeter`]), and on a GPU whose speed is known the model FLOP utilisation.
+Every log holds studies and tokens per second ([`SpeedMeter`]), and on a GPU whose speed is known the FLOP utilisation.
 """
 
 from __future__ import annotations
@@ -79,27 +79,35 @@ class VolumeMonitor(TrainerCallback):
 
 
 class SpeedMeter:
-    """Measure studies per second from log to log, and the model FLOP utilisation where it can be known.
+    """Measure studies and tokens per second from log to log, and the FLOP utilisation where the GPU is known."""
 
-    Args:
-        flops_per_study (`float`, *optional*): Forward and backward, without recomputation.
-    """
+    def __init__(self) -> None:
+        self.start: float | None = None
+        self.studies = self.tokens = 0
+        self.flops = 0.0
 
-    def __init__(self, flops_per_study: float | None = None):
-        self.flops_per_study = flops_per_study
-        self.last: tuple[float, int] | None = None
+    def saw(self, studies: int, tokens: int, flops: float = 0.0) -> None:
+        """Count a batch of this process; `flops` of forward and backward, without recomputation."""
+        self.start = time.perf_counter() if self.start is None else self.start
+        self.studies, self.tokens, self.flops = (
+            self.studies + studies,
+            self.tokens + tokens,
+            self.flops + flops,
+        )
 
-    def read(self, step: int, studies_per_step: int, num_devices: int) -> dict[str, float]:
-        """Return the speed since the last reading; nothing at the first."""
-        now, last = time.perf_counter(), self.last
-        self.last = (now, step)
-        if last is None or step <= last[1]:
+    def read(self, num_processes: int) -> dict[str, float]:
+        """Return the speed of all processes since the last reading, and begin anew."""
+        if self.start is None:
             return {}
-        studies_per_second = studies_per_step * (step - last[1]) / (now - last[0])
-        found = {"studies_per_second": round(studies_per_second, 3)}
+        seconds = time.perf_counter() - self.start
+        found = {
+            "studies_per_second": round(num_processes * self.studies / seconds, 3),
+            "tokens_per_second": round(num_processes * self.tokens / seconds, 1),
+        }
         peak = peak_flops()
-        if self.flops_per_study and peak:
-            found["mfu"] = round(studies_per_second * self.flops_per_study / (peak * num_devices), 4)
+        if self.flops and peak:
+            found["mfu"] = round(self.flops / seconds / peak, 4)
+        self.start, self.studies, self.tokens, self.flops = None, 0, 0, 0.0
         return found
 
 

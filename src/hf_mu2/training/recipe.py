@@ -10,6 +10,7 @@ own parser: whatever TRL's command line understands, a recipe does too. Several 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -150,6 +151,7 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         None if rows is None else _with_features(rows, arguments, training, model, processor)
         for rows in (train_dataset, eval_dataset)
     )
+    training.disable_tqdm = not sys.stderr.isatty()  # a line per log off a terminal
     training.model_init_kwargs = None  # used up by `open_model`; the trainer warns about them otherwise
     # `hf-mu2 data check` lists unusual volumes; a line per volume and epoch would bury the losses.
     warnings.simplefilter("ignore", OutOfDomainWarning)

@@ -1,8 +1,8 @@
 """What the stock trainers lack for a stage, and nothing more.
 
 `StageTrainer` is the trainer of transformers, or stands before one of TRL's in the bases of a class, and adds three
-things: a learning rate per part of the model, studies per second in every log, and on several processes a tower that
-batches of text alone run too. Loss, collator, saving and resuming are the stock trainer's.
+things: a learning rate per part of the model, speed in every log, and on several processes a tower that batches of text
+alone run too. Loss, collator, saving and resuming are the stock trainer's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer
 
-from .monitor import SpeedMeter
+from hf_mu2.model.configuration_mu2 import Mu2Config
+
+from .monitor import SpeedMeter, peak_flops
 from .sharding import see_empty_volumes
 from .stages import Stage, parameter_groups
 
@@ -48,14 +50,30 @@ class StageTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **arguments)
         return super().create_optimizer(model)
 
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Count the batch, then train on it."""
+        if "input_ids" in inputs:
+            rows, length = inputs["input_ids"].shape
+            tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else rows * length
+            self.speed.saw(rows, tokens, self._flops(inputs, rows, length) if peak_flops() else 0.0)
+        return super().training_step(model, inputs, *args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the speed to the log of a training step."""
         if "loss" in logs:
-            per_step = (
-                self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            )
-            logs |= self.speed.read(self.state.global_step, per_step, self.args.world_size)
+            logs |= self.speed.read(self.args.world_size)
         super().log(logs, start_time)
+
+    def _flops(self, inputs: dict[str, Any], rows: int, length: int) -> float:
+        """Count the operations of a batch of mu2; other models have no count of ours."""
+        from .plan import flops_per_study
+
+        config = self.accelerator.unwrap_model(self.model).config
+        if not isinstance(config, Mu2Config) or "pixel_values" not in inputs:
+            return 0.0
+        return rows * flops_per_study(config, inputs["pixel_values"].shape[1], length)
 
 
 def check_volume_column(dataset: Dataset | IterableDataset, uses_volumes: bool | None = None) -> None:
