@@ -44,7 +44,7 @@ class KilledRuns:
             if kills % 2:
                 while process.is_alive() and not self._is_writing():
                     time.sleep(0.0005)
-                time.sleep(self.rng.uniform(0, 0.02))
+                time.sleep(self.rng.choice([0.0, self.rng.uniform(0, 0.02)]))
             else:
                 time.sleep(self.rng.uniform(0, self.seconds))
             is_alive = is_writing = False

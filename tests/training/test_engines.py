@@ -139,20 +139,21 @@ def test_sharded_weights_train_where_one_process_has_volumes_and_the_other_text(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("single")  # writes one of the folders
 def test_a_sharded_checkpoint_loads_in_one_process(base, sharded):
     """Both the shards of two processes and the whole file that the trainer gathers."""
     import hf_mu2  # noqa: F401  registers the classes
 
     names = sorted(path.name for path in (base / "sharded" / "shards").glob("*.safetensors"))
     assert len(names) == 2
-    whole, shards, single = (
+    whole, shards, alone = (
         AutoModelForImageTextToText.from_pretrained(base / folder).eval()
         for folder in ("sharded", "sharded/shards", "single")
     )
     ids = torch.arange(10, 40)[None]
     expected = whole(input_ids=ids).logits
     assert torch.equal(shards(input_ids=ids).logits, expected)
-    torch.testing.assert_close(single(input_ids=ids).logits, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(alone(input_ids=ids).logits, expected, rtol=0, atol=1e-3)
     for (name, a), b in zip(whole.state_dict().items(), shards.state_dict().values()):
         assert torch.equal(a, b), name
 
