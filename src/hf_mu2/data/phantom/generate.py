@@ -190,7 +190,7 @@ def make_phantom(
         f"{body.prefix}_{seed:06d}",
         np.clip(np.rint(canvas.hu), -1024, 3071).astype(np.int16),
         canvas.affine,
-        spacing,
+        spacing,  # type: ignore[arg-type]
         tuple(findings),
         canvas.masks,
         _report(body, findings, seed, text_shortcut),
