@@ -17,7 +17,7 @@ import numpy as np
 from .corpus import CorpusError, CorpusInfo, Drops, cut_validation, inside
 from .csv_index import CsvIndex
 from .ct_rate_geometry import GEOMETRY_COLUMNS, GeometryError, choice_order, is_long, v1_reference
-from .ct_rate_names import VolumeName, by_scan, volume_key, volume_name
+from .ct_rate_names import PARTS, VolumeName, by_scan, find_spelled, spelled, volume_key, volume_name
 from .ct_rate_vqa import VqaIndex
 from .study import FINDING_LABELS, make_study
 
@@ -36,10 +36,6 @@ INFO = CorpusInfo(
 # As src/hlip_train/data_chest_ct.py of HLIP leaves them out.
 DAMAGED = frozenset(("train_1267_a_4", "train_11755_a_3", "train_11755_a_4"))
 
-PARTS = {
-    "train": ("train",),
-    "valid": ("valid", "validation"),
-}  # official parts and how their files are spelled
 
 _TABLES = {
     "reports": "radiology_text_reports/{}_reports.csv",
@@ -108,7 +104,7 @@ def read_studies(
     versions = tuple(_VERSIONS) if version == "auto" else (version,)
     if require_volumes and not any(_folders(base, part, versions) for part in PARTS):
         raise CorpusError(
-            f"`{base}` must hold volumes under {', '.join(_spelled(*PARTS, pattern=_VERSIONS[versions[0]]))}, it has "
+            f"`{base}` must hold volumes under {', '.join(spelled(_VERSIONS[versions[0]], *PARTS))}, it has "
             f"{sorted(entry.name for entry in base.iterdir())}. Download them, pass the other `version`, or "
             "`require_volumes=False` for text and labels alone."
         )
@@ -164,7 +160,7 @@ def label_table(root: str | Path, *, validation_share: float = 0.05, seed: int =
     scans: list[VolumeName] = []
     labels: list[list[int]] = []
     for name in PARTS:
-        path = _find(base, name, "labels")
+        path = find_spelled(base, name, _TABLES["labels"])
         if path is None:
             continue
         with CsvIndex(path, "VolumeName", FINDING_LABELS, volume_key, Drops()) as table:
@@ -206,7 +202,7 @@ class _Part:
     ):
         self.base, self.name, self.drops = base, name, drops
         self.volumes = _volumes(_folders(base, name, versions), name, drops)
-        paths = {table: _find(base, name, table) for table in _TABLES}
+        paths = {table: find_spelled(base, name, _TABLES[table]) for table in _TABLES}
         self.is_there = bool(self.volumes) or any(paths.values())
         if self.is_there and need_reports and paths["reports"] is None:
             raise _missing(base, [name], "reports", "or pass `require_reports=False` for labels alone")
@@ -413,24 +409,12 @@ def _no_chest(path: Path | None, drops: Drops) -> frozenset[str]:
 
 def _folders(base: Path, part: str, versions: Iterable[str]) -> list[Path]:
     """Return the folders of volumes that are there, in the order of `versions`."""
-    names = [name for version in versions for name in _spelled(part, pattern=_VERSIONS[version])]
+    names = [name for version in versions for name in spelled(_VERSIONS[version], part)]
     return [base / name for name in names if (base / name).is_dir()]
 
 
-def _find(base: Path, part: str, table: str) -> Path | None:
-    """Return a table of a part in either spelling, if it is there."""
-    for name in _spelled(part, pattern=_TABLES[table]):
-        if (base / name).exists():
-            return inside(base, name)
-    return None
-
-
-def _spelled(*parts: str, pattern: str) -> list[str]:
-    return [pattern.format(word) for part in parts for word in PARTS[part]]
-
-
 def _missing(base: Path, parts: Iterable[str], table: str, way_out: str) -> CorpusError:
-    names = " or ".join(f"`{name}`" for name in _spelled(*parts, pattern=_TABLES[table]))
+    names = " or ".join(f"`{name}`" for name in spelled(_TABLES[table], *parts))
     there = sorted(entry.name for entry in base.iterdir())[:12] if base.is_dir() else "no such folder"
     return CorpusError(
         f"CT-RATE needs {names} under `{base}`, found {there}. Download it into the same folder"

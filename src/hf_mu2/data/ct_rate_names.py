@@ -3,9 +3,17 @@
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
+from .corpus import inside
+
 _NAME = re.compile(r"((train|valid)_([1-9][0-9]*))_([a-z]+)_([1-9][0-9]*)", re.ASCII)
+
+PARTS = {  # official parts and how their files are spelled
+    "train": ("train",),
+    "valid": ("valid", "validation"),
+}
 
 
 class VolumeName(NamedTuple):
@@ -55,3 +63,16 @@ def by_scan(texts: Iterable[str]) -> Iterator[list[VolumeName]]:
     names = sorted(filter(None, map(volume_name, texts)), key=lambda name: name.order)
     for _, scan in groupby(names, key=lambda name: name.scan):
         yield list(scan)
+
+
+def spelled(pattern: str, *parts: str) -> list[str]:
+    """Return the names that a pattern may have for parts, in either spelling."""
+    return [pattern.format(word) for part in parts for word in PARTS[part]]
+
+
+def find_spelled(base: Path, part: str, pattern: str) -> Path | None:
+    """Return the file of a part in either spelling, if it is there."""
+    for name in spelled(pattern, part):
+        if (base / name).exists():
+            return inside(base, name)
+    return None

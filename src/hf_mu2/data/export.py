@@ -25,6 +25,7 @@ from hf_mu2.tables import in_batches
 
 from .build import corpus_info, is_nifti_path, write_tables
 from .corpus import CorpusError
+from .nifti import save_nifti
 from .views import view_dataset
 
 MANIFEST = "manifest.json"
@@ -187,8 +188,7 @@ def _write_nifti(entry: str, place: Path) -> None:
     volume = load_volume(entry, clamp=False)
     image = nib.Nifti1Image(np.ascontiguousarray(volume.array.transpose(2, 1, 0)), volume.affine)
     image.header.set_xyzt_units("mm")
-    with replacing(place) as partial:
-        nib.save(image, partial)
+    save_nifti(image, place)
 
 
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], features: Any) -> int:

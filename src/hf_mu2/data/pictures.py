@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from hf_mu2.files import replace_text, replacing
+from hf_mu2.files import replace_text
 
 from .corpus import CorpusError
+from .nifti import save_nifti
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -145,7 +146,6 @@ def convert_pictures(
 
 
 def _convert(job: tuple[Path, str, str, tuple[float, ...], tuple[float, ...]]) -> tuple[str, str]:
-    import nibabel as nib
 
     root, folder, out, window, spacing = job
     name = Path(folder).name
@@ -160,8 +160,7 @@ def _convert(job: tuple[Path, str, str, tuple[float, ...], tuple[float, ...]]) -
             )
         except CorpusError as error:
             return folder, str(error)
-        with replacing(target) as partial:
-            nib.save(image, partial)
+        save_nifti(image, target)
     return folder, ""
 
 

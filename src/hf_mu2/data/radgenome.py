@@ -12,8 +12,8 @@ from typing import Any
 
 from .corpus import CorpusError, CorpusInfo, Drops, cut_validation, inside
 from .csv_index import CsvIndex
-from .ct_rate import DAMAGED, PARTS, clean_text, dataset_folder
-from .ct_rate_names import VolumeName, by_scan, volume_key, volume_name
+from .ct_rate import DAMAGED, clean_text, dataset_folder
+from .ct_rate_names import PARTS, VolumeName, by_scan, find_spelled, spelled, volume_key, volume_name
 from .study import make_study
 
 INFO = CorpusInfo(
@@ -79,7 +79,7 @@ def read_studies(
     base = dataset_folder(root)
     found = False
     for part in PARTS:
-        path = _find(base, part, _REPORTS)
+        path = find_spelled(base, part, _REPORTS)
         if path is None:
             continue
         found = True
@@ -117,7 +117,7 @@ def read_studies(
                     metadata=metadata,
                 )
     if not found:
-        names = " or ".join(f"`{name}`" for part in PARTS for name in _spelled(part, _REPORTS))
+        names = " or ".join(f"`{name}`" for part in PARTS for name in spelled(_REPORTS, part))
         raise CorpusError(
             f"RadGenome-ChestCT needs {names} under `{base}`, found "
             f"{sorted(entry.name for entry in base.iterdir())[:12]}. Pass the folder that holds `dataset`, or download "
@@ -217,7 +217,7 @@ def _cell(text: str) -> str:
 def _volumes(base: Path, part: str, drops: Drops) -> dict[str, Path]:
     """Find the volumes of a part. The folder of a scan has no underscore before its letter."""
     volumes: dict[str, Path] = {}
-    for folder in _spelled(part, "{}_preprocessed"):
+    for folder in spelled("{}_preprocessed", part):
         for path in (base / folder).glob("*/*/*.nii.gz"):
             name = volume_name(path.name)
             if (
@@ -233,7 +233,7 @@ def _volumes(base: Path, part: str, drops: Drops) -> dict[str, Path]:
 
 def _masks(base: Path, part: str, name: VolumeName) -> Path | None:
     """Return the folder of the region masks of a volume, `seg_<volume>` with or without `.nii.gz`."""
-    for folder in _spelled(part, "{}_region_mask"):
+    for folder in spelled("{}_region_mask", part):
         for ending in ("", ".nii.gz"):
             path = base / folder / f"seg_{name.text}{ending}"
             if path.is_dir():
@@ -244,18 +244,7 @@ def _masks(base: Path, part: str, name: VolumeName) -> Path | None:
 def _optional(
     base: Path, part: str, pattern: str, columns: Iterable[str], stack: ExitStack, drops: Drops
 ) -> CsvIndex | None:
-    path = _find(base, part, pattern)
+    path = find_spelled(base, part, pattern)
     if path is None:
         return None
     return stack.enter_context(CsvIndex(path, _KEY, tuple(columns), volume_key, drops))
-
-
-def _find(base: Path, part: str, pattern: str) -> Path | None:
-    for name in _spelled(part, pattern):
-        if (base / name).exists():
-            return inside(base, name)
-    return None
-
-
-def _spelled(part: str, pattern: str) -> list[str]:
-    return [pattern.format(word) for word in PARTS[part]]

@@ -29,7 +29,7 @@ from hf_mu2.data.sections import split_sections
 from hf_mu2.data.views import view_dataset
 from hf_mu2.files import replace_file
 from hf_mu2.reporting.environment import library_versions
-from hf_mu2.reporting.inference import Answer, digest, to_json
+from hf_mu2.reporting.inference import Answer, digest, generate_greedily, to_json
 from hf_mu2.reporting.journal import Journal
 
 NOTICE = "Research software. Not a medical device."
@@ -45,7 +45,6 @@ class Writer:
     name: str
     digest: str
 
-    @torch.inference_mode()
     def answer(self, conversations: list[list[dict[str, str]]], max_new_tokens: int) -> list[Answer]:
         """Generate greedily for conversations, padded on the left."""
         inputs = self.tokenizer.apply_chat_template(
@@ -57,15 +56,7 @@ class Writer:
             padding=True,
             tokenizer_kwargs={"padding_side": "left"},
         ).to(self.model.device)
-        generated = self.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
-        generated = generated[:, inputs["input_ids"].shape[1] :]
-        ends = torch.tensor(self.model.generation_config.eos_token_id, device=generated.device).reshape(-1)
-        stopped = torch.isin(generated, ends).any(dim=1).tolist()
-        texts = self.tokenizer.batch_decode(generated, skip_special_tokens=True)
-        return [
-            Answer(text.strip(), "eos" if is_stopped else "length")
-            for text, is_stopped in zip(texts, stopped)
-        ]
+        return generate_greedily(self.model, self.tokenizer, inputs, max_new_tokens)
 
 
 def load_writer(model: str | Path, device: torch.device | str | None = None) -> Writer:

@@ -7,7 +7,7 @@ Writes: nothing.
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import (
     AutoProcessor,
     BatchFeature,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 from transformers.utils import cached_file, logging
@@ -92,18 +93,27 @@ class Reader:
         )
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    @torch.inference_mode()
     def answer(self, inputs: BatchFeature, max_new_tokens: int) -> list[Answer]:
         """Generate greedily for a prepared batch."""
-        generated = self.model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
-        generated = generated[:, inputs["input_ids"].shape[1] :]
-        eos = torch.tensor(self.model.generation_config.eos_token_id, device=generated.device).reshape(-1)
-        stopped = torch.isin(generated, eos).any(dim=1).tolist()
-        texts = self.processor.batch_decode(generated, skip_special_tokens=True)
-        return [
-            Answer(text.strip(), "eos" if is_stopped else "length")
-            for text, is_stopped in zip(texts, stopped)
-        ]
+        return generate_greedily(self.model, self.processor, inputs, max_new_tokens)
+
+
+@torch.inference_mode()
+def generate_greedily(
+    model: PreTrainedModel,
+    decoder: ProcessorMixin | PreTrainedTokenizerBase,
+    inputs: Mapping[str, torch.Tensor],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """Generate for a left-padded batch; `decoder` turns what is new into text."""
+    generated = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+    generated = generated[:, inputs["input_ids"].shape[1] :]
+    eos = torch.tensor(model.generation_config.eos_token_id, device=generated.device).reshape(-1)
+    stopped = torch.isin(generated, eos).any(dim=1).tolist()
+    texts = decoder.batch_decode(generated, skip_special_tokens=True)
+    return [
+        Answer(text.strip(), "eos" if is_stopped else "length") for text, is_stopped in zip(texts, stopped)
+    ]
 
 
 def process_state() -> PartialState:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_mu2.files import replace_text, replacing
+from hf_mu2.files import replace_text
 
 from ..amos_mm import FUSED, QUESTIONS, REGIONS, REPORTS
+from ..nifti import save_nifti
 from .anatomy import stream
 from .generate import Phantom
 
@@ -55,10 +56,7 @@ def write_amos_mm_tree(
 
 def write_volume(phantom: Phantom, path: Path) -> None:
     """Write the volume of a study as NIfTI, in the orientation it asks for."""
-    import nibabel as nib
-
-    with replacing(path) as partial:
-        nib.save(phantom.nifti(), partial)
+    save_nifti(phantom.nifti(), path)
 
 
 def _questions(phantom: Phantom, seed: int) -> list[dict[str, Any]]:

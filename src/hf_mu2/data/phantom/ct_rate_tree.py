@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_mu2.files import replace_text, replacing
+from hf_mu2.files import replace_text
 
+from ..nifti import save_nifti
 from ..prompts import report_prompt
 from ..study import FINDING_LABELS
 from .generate import Phantom, make_phantom
@@ -120,7 +121,7 @@ def _write_part(
             for version in versions:
                 folder = base / (f"{folder_word}_fixed" if version == "fixed" else folder_word)
                 stored = image if version == "fixed" else v1_image(image, scan.scanner[2])
-                save_image(stored, folder / scan.name.rsplit("_", 1)[0] / scan.name / name)
+                save_nifti(stored, folder / scan.name.rsplit("_", 1)[0] / scan.name / name)
             reports.append(_report_row(name, phantom, scan))
             labels.append([name, *phantom.labels.values()])
             metadata.append(_metadata_row(name, image, phantom, scan, number))
@@ -151,14 +152,6 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
     writer.writerow(columns)
     writer.writerows(rows)
     replace_text(path, text.getvalue())
-
-
-def save_image(image: "nib.Nifti1Image", path: Path) -> None:
-    """Write a NIfTI under a temporary name, then rename it."""
-    import nibabel as nib
-
-    with replacing(path) as partial:
-        nib.save(image, partial)
 
 
 def _report_row(name: str, phantom: Phantom, scan: _Scan) -> list[str]:

@@ -13,8 +13,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from hf_mu2.files import replace_text, replacing
+from hf_mu2.files import replace_text
 
+from ..nifti import save_nifti
 from .anatomy import stream
 from .generate import GENERATOR_VERSION, Phantom, check_spacing, make_phantom, spoil
 from .regions import BODY_REGIONS, body_region
@@ -77,12 +78,10 @@ class PhantomFolder:
 
     def write(self, phantom: Phantom, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Write volume, masks and row of a study; `facts` are added to its metadata."""
-        import nibabel as nib
 
         name = f"{phantom.study_id}.nii.gz"
         for place, array in ((self.images, phantom.volume), (self.masks, phantom.masks)):
-            with replacing(place / name) as partial:
-                nib.save(phantom.nifti(array), partial)
+            save_nifti(phantom.nifti(array), place / name)
         prompt = str(stream(phantom.seed, "prompt").choice(BODY_REGIONS[phantom.region].prompts))
         answer = phantom.report.text
         row: dict[str, Any] = {

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .ct_rate_tree import save_image, write_table
+from ..nifti import save_nifti
+from .ct_rate_tree import write_table
 from .generate import Phantom, make_phantom
 from .report import Finding, tell
 from .sentences import POSITIVES
@@ -62,12 +63,12 @@ def write_radgenome_tree(
             seed += 1
             name = f"{part}_{patient}_a_1.nii.gz"
             folder = base / f"{part}_preprocessed" / f"{part}_{patient}" / f"{part}_{patient}a"
-            save_image(phantom.nifti(), folder / name)
+            save_nifti(phantom.nifti(), folder / name)
             rng = random.Random(phantom.study_id)
             for region, findings in _by_region(phantom).items():
                 mask = np.any([phantom.mask(finding.label) for finding in findings], axis=0)
                 masks = base / f"{part}_region_mask" / f"seg_{name.removesuffix('.nii.gz')}"
-                save_image(phantom.nifti(mask.astype(np.uint8)), masks / f"{region}.nii.gz")
+                save_nifti(phantom.nifti(mask.astype(np.uint8)), masks / f"{region}.nii.gz")
                 for finding in findings:
                     reports.append((name, region, tell(POSITIVES[finding.label], finding, rng)))
                     thing = finding.label.lower()
