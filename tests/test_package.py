@@ -14,16 +14,20 @@ import hf_mu2
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "hf_mu2"
 
+# How a checkpoint is loaded and answers for many studies.
+ANSWERING = {f"reporting.{name}" for name in ("inference", "studies", "environment", "journal")}
 # What each folder may import from the others; its own files and the package root are always allowed.
 LAYERS = {
     "model": set(),
     "scoring": set(),
     "data": {"model.volume_mu2"},
     "reporting": {"model", "data"},
-    "explain": {"model", "data"},
-    "preference": {"model", "data", "scoring"},
+    "explain": {"model", "data", "scoring", *ANSWERING},
+    "preference": {"model", "data", "scoring", *ANSWERING},
     "training": {"model", "data", "scoring", "hub.assemble"},
     "hub": {"model", "data", "scoring"},
+    "serving": {"model", "data", "scoring", "reporting", "explain", "hub"},
+    "demo": {"model", "data", "scoring", "reporting", "explain", "hub"},
 }
 MORE_FOR_ONE_FILE = {"data/prepare.py": {"model.image_processing_mu2"}}
 
