@@ -3,17 +3,18 @@
 Reads: a recipe, a starting checkpoint (or the parts to assemble one), a corpus or a folder that `load_dataset` opens.
 Writes: `output_dir` with checkpoints, the trained model or adapter, and `run.json`, the record of the run.
 
-A recipe is a YAML file of the fields of [`RecipeArguments`] and of TRL's `SFTConfig` and `ModelConfig`, parsed by TRL's
-own parser: whatever TRL's command line understands, a recipe does too. Several processes:
-`accelerate launch -m hf_mu2.cli train RECIPE.yaml`, or torchrun.
+A recipe is a YAML file of the fields of [`RecipeArguments`], of TRL's `ModelConfig` and of the configuration of its
+objective (TRL's `SFTConfig` for SFT), parsed by TRL's own parser: whatever TRL's command line understands, a recipe
+does too. Several processes: `accelerate launch -m hf_mu2.cli train RECIPE.yaml`, or torchrun.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,10 @@ from .stages import Stage, complete_lora, describe_parts, freeze, stage_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, ProcessorMixin
-    from trl import ModelConfig, SFTConfig
+    from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
+    from trl import ModelConfig
+
+    from .trainer import StageTrainer
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -35,6 +38,7 @@ class RecipeArguments:
     """What a recipe says beside the fields of TRL's configurations.
 
     Args:
+        objective (`str`): A row of `OBJECTIVES`: what is minimised.
         stage (`str`): A row of `hf_mu2.training.stages.STAGES`: what is frozen, what is trained, at which rate.
         init (`dict`, *optional*): Arguments of `hf_mu2.hub.assemble.assemble` without `output`. The starting checkpoint
             is then assembled in `<output_dir>/start`; `model_name_or_path` must be left out.
@@ -53,6 +57,7 @@ class RecipeArguments:
             volume, in this run or an earlier one, and training reads its output. In bfloat16 where `bf16` is set.
     """
 
+    objective: str = "sft"
     stage: str = "full"
     init: dict[str, Any] | None = None
     corpus: str | None = None
@@ -78,6 +83,39 @@ class RecipeArguments:
             )
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What one objective has of its own; its module holds one as `OBJECTIVE`.
+
+    Args:
+        arguments (`type`): `RecipeArguments`, or a subclass with the fields of this objective.
+        config (`type`): The configuration of its trainer.
+        make_trainer (`Callable`): Called with the arguments of TRL's trainers (`model`, `args`, `train_dataset`,
+            `eval_dataset`, `processing_class`) and with `stage` and `arguments`, the parsed `RecipeArguments`.
+    """
+
+    arguments: type[RecipeArguments]
+    config: type[TrainingArguments]
+    make_trainer: Callable[..., StageTrainer]
+
+
+# Which module of this folder holds the objective.
+OBJECTIVES = {"sft": "sft"}
+
+
+def objective_of(name: str) -> Objective:
+    """Look up an objective by name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(
+            f"`objective` must be one of {', '.join(OBJECTIVES)}, got `{name}`. Check the spelling."
+        )
+    return import_module(f"hf_mu2.training.{OBJECTIVES[name]}").OBJECTIVE
+
+
 def find_recipe(name: str | Path) -> Path:
     """Find a recipe: a file, or the name of one that ships with the package.
 
@@ -93,16 +131,21 @@ def find_recipe(name: str | Path) -> Path:
 
 def parse_recipe(
     recipe: str | Path, overrides: Sequence[str] = ()
-) -> tuple[RecipeArguments, SFTConfig, ModelConfig]:
+) -> tuple[RecipeArguments, Any, ModelConfig]:
     """Read a recipe; `overrides` such as `["--learning_rate", "1e-5"]` win over the file.
+
+    Returns:
+        `tuple`: the arguments and the trainer's configuration, of the classes of the recipe's objective, and TRL's
+        `ModelConfig`.
 
     Raises:
         ValueError: for a field that nothing knows, or a value that does not fit its field.
     """
-    from trl import ModelConfig, SFTConfig, TrlParser
+    from trl import ModelConfig, TrlParser
 
     path = find_recipe(recipe)
-    fields: Any = (RecipeArguments, SFTConfig, ModelConfig)
+    objective = objective_of(_read_field(path, overrides, "objective"))
+    fields: Any = (objective.arguments, objective.config, ModelConfig)
     parser = TrlParser(fields, prog="hf-mu2 train", exit_on_error=False)
     arguments, training, model = parser.parse_args_and_config(["--config", str(path), *overrides])
     if (arguments.corpus is None) == (arguments.dataset_name is None):
@@ -126,7 +169,7 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     Raises:
         ValueError: if the recipe, the data or the checkpoint cannot be trained as asked; the message says why.
     """
-    if _stage_name(find_recipe(recipe), overrides) == "tower":
+    if _read_field(find_recipe(recipe), overrides, "stage") == "tower":
         from .tower import train_tower
 
         return train_tower(recipe, overrides)
@@ -137,7 +180,6 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     from .curve import draw_curve
     from .monitor import VolumeMonitor
     from .record import RunRecord
-    from .sft import StageSFTTrainer
 
     arguments, training, model_arguments = parse_recipe(recipe, overrides)
     stage = stage_of(arguments.stage)
@@ -155,13 +197,14 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     training.model_init_kwargs = None  # used up by `open_model`; the trainer warns about them otherwise
     # `hf-mu2 data check` lists unusual volumes; a line per volume and epoch would bury the losses.
     warnings.simplefilter("ignore", OutOfDomainWarning)
-    trainer = StageSFTTrainer(
+    trainer = objective_of(arguments.objective).make_trainer(
         model=model,
         args=training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
         stage=stage,
+        arguments=arguments,
     )
     if stage.uses_volumes and eval_dataset is not None:
         trainer.add_callback(
@@ -181,7 +224,7 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def open_datasets(
-    arguments: RecipeArguments, training: SFTConfig, stage: Stage
+    arguments: RecipeArguments, training: TrainingArguments, stage: Stage
 ) -> tuple[Dataset, Dataset | None]:
     """Open the training rows, and the evaluation rows when the run evaluates."""
     from hf_mu2.data.views import view_dataset
@@ -227,7 +270,7 @@ def _undecoded(feature: Any) -> Any:
 def _with_features(
     dataset: Dataset,
     arguments: RecipeArguments,
-    training: SFTConfig,
+    training: TrainingArguments,
     model: PreTrainedModel,
     processor: ProcessorMixin,
 ) -> Dataset:
@@ -254,7 +297,7 @@ def _with_features(
 
 
 def open_model(
-    arguments: RecipeArguments, training: SFTConfig, model_arguments: ModelConfig, stage: Stage
+    arguments: RecipeArguments, training: TrainingArguments, model_arguments: ModelConfig, stage: Stage
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load the starting checkpoint, freeze it for the stage, and wrap it in an adapter when LoRA is asked for."""
     import torch
@@ -283,7 +326,7 @@ def open_model(
         "revision": model_arguments.model_revision,
         "trust_remote_code": training.trust_remote_code,
     }
-    initial: dict[str, Any] = training.model_init_kwargs or {}  # type: ignore[assignment]
+    initial: dict[str, Any] = training.model_init_kwargs or {}
     model = auto_model.from_pretrained(
         source,
         dtype=model_arguments.dtype
@@ -302,12 +345,12 @@ def open_model(
     return model, processor
 
 
-def _stage_name(path: Path, overrides: Sequence[str]) -> str:
-    """Read the stage alone: pre-training a tower has other fields than the rest."""
+def _read_field(path: Path, overrides: Sequence[str], name: str) -> str:
+    """Read one field alone: which other fields there are depends on it."""
     import yaml
 
-    if "--stage" in overrides[:-1]:
-        return overrides[list(overrides).index("--stage") + 1]
+    if f"--{name}" in overrides[:-1]:
+        return overrides[list(overrides).index(f"--{name}") + 1]
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -317,7 +360,8 @@ def _stage_name(path: Path, overrides: Sequence[str]) -> str:
             f"A recipe is YAML in UTF-8 with one `field: value` per line, `{path}` is something else. Start from one "
             "that ships."
         )
-    return fields.get("stage", RecipeArguments.stage)
+    default = RecipeArguments.__dataclass_fields__[name].default
+    return str(fields.get(name, default))
 
 
 def _assemble_once(init: dict[str, Any], start: Path) -> Path:
