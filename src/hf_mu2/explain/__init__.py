@@ -1,0 +1,1 @@
+"""What of a volume an answer rests on, and how far to trust it."""

@@ -1,0 +1,162 @@
+"""Read an answer token by token under a prompt and a volume, for its likelihood and the gradient of that.
+
+Shapes: A = answer tokens, S = sentences, Q = queries, E = width of the tokenizer.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import BatchFeature
+
+from hf_mu2.model.volume_mu2 import Volume
+from hf_mu2.reporting.inference import Reader
+from hf_mu2.scoring.statements import even_text, sentences
+
+_HEADING = re.compile(r"(findings|impression)\s*:\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ForcedAnswer:
+    """A prompt with one volume, and an answer to it.
+
+    Args:
+        reader (`Reader`): The checkpoint.
+        inputs (`BatchFeature`): What the model reads: `input_ids` of prompt and answer, one row, and the volume.
+        answer (`str`): Its text.
+        num_answer_tokens (`int`): How many of the last ids are the answer's.
+        sentences (`tuple`): Start and end of each sentence in `answer`.
+        sentence_tokens (`torch.Tensor` of shape `(sentences, answer tokens)`): 1 where a token is the sentence's.
+    """
+
+    reader: Reader
+    inputs: BatchFeature
+    answer: str
+    num_answer_tokens: int
+    sentences: tuple[tuple[int, int], ...]
+    sentence_tokens: torch.Tensor
+
+    @property
+    def slab_mask(self) -> torch.Tensor:
+        """Slabs with anatomy, `(1, frames, slabs)`."""
+        return self.inputs["pixel_attention_mask"]
+
+    @cached_property
+    def question(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of the row and the mask of the question in them, `(1, length)` each."""
+        return self.reader.model.model.find_questions(self.inputs["input_ids"], 1)
+
+    @cached_property
+    def vision_hidden_states(self) -> torch.Tensor:
+        """Output of the vision tower, `(1, frames, patches, width)`."""
+        with torch.no_grad():
+            return self.reader.model.model.vision_tower(
+                self.inputs["pixel_values"], self.slab_mask
+            ).last_hidden_state
+
+    def log_probabilities(self, soft_prompts: torch.Tensor) -> torch.Tensor:
+        """Return the log-probability of every token of the answer, in float32.
+
+        Args:
+            soft_prompts (`torch.Tensor` of shape `(batch, queries, text width)`): What stands at the placeholders.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, answer tokens)`.
+        """
+        model, ids = self.reader.model, self.inputs["input_ids"].expand(len(soft_prompts), -1)
+        is_image = (ids == model.config.image_token_id)[:, :, None]
+        embeds = model.get_input_embeddings()(ids)
+        embeds = embeds.masked_scatter(is_image, soft_prompts.to(embeds.dtype))
+        hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, -self.num_answer_tokens - 1 : -1]).float()
+        return logits.log_softmax(dim=-1).gather(2, ids[:, -self.num_answer_tokens :, None])[..., 0]
+
+    @torch.no_grad()
+    def sentence_likelihoods(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the log-likelihood of each sentence in nats, given what the tower made of variants of the volume.
+
+        Args:
+            vision_hidden_states (`torch.Tensor` of shape `(batch, frames, patches, vision width)`): The variants.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, sentences)`.
+        """
+        count = len(vision_hidden_states)
+        soft_prompts = self.reader.model.model.get_image_features(
+            None,
+            self.slab_mask.expand(count, -1, -1),
+            *(part.expand(count, -1) for part in self.question),
+            vision_hidden_states=vision_hidden_states,
+        )
+        return self.log_probabilities(soft_prompts) @ self.sentence_tokens.T
+
+    def sentence_gradients(self, visual_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Differentiate the log-likelihood of each sentence by the visual tokens V'.
+
+        Args:
+            visual_tokens (`torch.Tensor` of shape `(queries, width)`): V', before the projector.
+
+        Returns:
+            Log-likelihoods `(sentences,)` in nats, and gradients `(sentences, queries, width)`.
+        """
+        visual_tokens = visual_tokens.detach().requires_grad_()
+        soft_prompts = self.reader.model.model.mu2_tokenizer.projector(visual_tokens[None])
+        scores = self.sentence_tokens @ self.log_probabilities(soft_prompts)[0]
+        gradients = [torch.autograd.grad(score, visual_tokens, retain_graph=True)[0] for score in scores]
+        return scores.detach(), torch.stack(gradients).float()
+
+
+def force_answer(
+    reader: Reader,
+    volume: Volume,
+    question: str,
+    answer: str | None = None,
+    *,
+    history: Sequence[Mapping[str, Any]] | None = None,
+    max_new_tokens: int = 512,
+) -> ForcedAnswer:
+    """Put a volume, a question and an answer into the form the model reads; a missing answer is generated.
+
+    Args:
+        history (`Sequence[Mapping]`, *optional*): Earlier turns of the conversation, text alone: the volume stands in
+            the last turn, whose question the tokenizer reads.
+
+    Raises:
+        ValueError: if the answer is empty, or `history` holds volumes.
+    """
+    turns = [dict(message) for message in history or ()]
+    if not all(isinstance(message["content"], str) for message in turns):
+        raise ValueError(
+            "Earlier turns are text, `history` holds other parts. The volume goes with the last question, which the "
+            "tokenizer reads: pass `{'role': ..., 'content': text}` alone."
+        )
+    prompt = reader.prepare([[*turns, *reader.processor.build_messages(volume, question=question)]])
+    if answer is None:
+        answer = reader.answer(prompt, max_new_tokens)[0].text
+    spans = split_sentences(answer)
+    if not spans:
+        raise ValueError("An answer must hold words to be explained, this one is empty. Ask something else.")
+    encoded = reader.processor.tokenizer(
+        answer, add_special_tokens=False, return_offsets_mapping=True, return_tensors="pt"
+    )
+    offsets = encoded["offset_mapping"][0]
+    bounds = torch.tensor(spans)
+    overlaps = (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1])
+    ids = torch.cat([prompt["input_ids"], encoded["input_ids"].to(prompt["input_ids"].device)], dim=1)
+    inputs = BatchFeature({**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    return ForcedAnswer(reader, inputs, answer, len(offsets), spans, overlaps.float().to(ids.device))
+
+
+def split_sentences(text: str) -> tuple[tuple[int, int], ...]:
+    """Return start and end of every sentence of a report, section headings left out."""
+    even = even_text(text)
+    spans = []
+    for start, end in sentences(even.clean):
+        heading = _HEADING.match(even.clean, start, end)
+        start = heading.end() if heading else start
+        if start < end:
+            spans.append(even.span(start, end))
+    return tuple(spans)
