@@ -11,7 +11,7 @@ import time
 import pytest
 
 import hf_mu2.cli.judge  # noqa: F401  (registers the command)
-from hf_mu2.scoring import green
+from hf_mu2.scoring import green, judge_backends
 from hf_mu2.scoring.green import Judge, JudgeTemplate, Pair, judge_pairs, load_template, score_file
 from hf_mu2.scoring.judge_backends import EndpointBackend, TransformersBackend
 from hf_mu2.scoring.judge_cache import ReplyCache
@@ -208,7 +208,7 @@ def test_a_row_or_its_reference_may_forbid(tmp_path):
 
 def test_rows_that_allow_it_are_sent(tmp_path, monkeypatch):
     """With this machine's server standing in for one elsewhere."""
-    monkeypatch.setattr(green, "is_loopback", lambda host: False)
+    monkeypatch.setattr(judge_backends, "is_loopback", lambda host: False)
     rows = write_rows(tmp_path / "rows.jsonl", 2, egress=True)
     with JudgeServer() as server:
         assert (

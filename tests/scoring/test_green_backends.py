@@ -1,6 +1,7 @@
 """Judges' backends: token ids, batches, what ends a reply, and a server that misbehaves."""
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -320,6 +321,31 @@ def test_requests_under_way_are_limited_and_overlap():
     with JudgeServer(lambda prompt, attempt: Answer(delay_s=0.05)) as server:
         replies = ask(at(server, max_concurrent=3), [str(i) for i in range(12)])
     assert len(replies) == 12 and server.most_at_once == 3
+
+
+def test_requests_are_spaced_to_a_rate_those_asked_again_too():
+    def script(prompt, attempt):
+        return Answer(status=500, body="{}", headers={"retry-after-ms": "1"}) if not attempt else Answer()
+
+    with JudgeServer(script) as server:
+        ask(at(server, requests_per_minute=1200), ["a", "b", "c"])  # one every 50 ms
+    gaps = [later - sooner for sooner, later in itertools.pairwise(server.at)]
+    assert len(gaps) == 5 and min(gaps) > 0.02 and server.at[-1] - server.at[0] > 0.23
+
+
+def test_sampling_is_sent_and_named():
+    with JudgeServer() as server:
+        backend = at(server, temperature=0.7, seed=5)
+        ask(backend, ["P"])
+        greedy = at(server).identity
+    assert (server.requests[0]["temperature"], server.requests[0]["seed"]) == (0.7, 5)
+    assert backend.identity == greedy | {"temperature": 0.7, "seed": 5} and "temperature" not in greedy
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"requests_per_minute": 0}, {"max_concurrent": 0}])
+def test_an_endpoint_that_could_not_be_asked_is_refused(wrong):
+    with pytest.raises(ValueError, match="An endpoint needs"):
+        EndpointBackend("http://localhost:1/v1", "m", **wrong)
 
 
 def test_a_judge_that_keeps_failing_stops_the_run_after_what_it_did_answer():

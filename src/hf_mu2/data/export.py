@@ -80,24 +80,24 @@ def export_corpus(
             "options": options,
             "rows_digest": survey.digest,
         }
-        _claim(out, settings)
+        claim_folder(out, settings)
         failed: dict[str, str] = {}
         counts: dict[str, int] = {}
         for part, dataset in rows.items():
             batches = dataset.with_format("arrow").iter(batch_size=256)
             plain = (row for table in batches for row in table.to_pylist())
             if "images" not in dataset.features:
-                counts[part] = _write_lines(out / f"{part}.jsonl", plain)
+                counts[part] = write_lines(out / f"{part}.jsonl", plain)
             elif copy_volumes:
                 copied = _copy_volumes(
                     out / part, tqdm(plain, total=len(dataset), desc=part, disable=None), failed
                 )
-                counts[part] = _write_parquet(
+                counts[part] = write_parquet(
                     out / part / "metadata.parquet", copied, _copied(dataset.features)
                 )
             else:
                 place = out / "data" / f"{part}-00000-of-00001.parquet"
-                counts[part] = _write_parquet(place, plain, dataset.features)
+                counts[part] = write_parquet(place, plain, dataset.features)
     manifest = {
         **settings,
         "complete": True,
@@ -118,7 +118,7 @@ def export_corpus(
     return manifest
 
 
-def _claim(out: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
     """Begin a folder, or continue one that was begun with the same settings on the same rows."""
     if out.is_dir() and any(out.iterdir()):
         record = out / MANIFEST
@@ -191,7 +191,8 @@ def _write_nifti(entry: str, place: Path) -> None:
     save_nifti(image, place)
 
 
-def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], features: Any) -> int:
+def write_parquet(path: Path, rows: Iterable[dict[str, Any]], features: Any) -> int:
+    """Write rows with the given `datasets.Features`, a few at a time; return how many."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -203,7 +204,8 @@ def _write_parquet(path: Path, rows: Iterable[dict[str, Any]], features: Any) ->
     return count
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows as JSON lines; return how many."""
     count = 0
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
         for row in rows:

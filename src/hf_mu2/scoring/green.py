@@ -14,22 +14,20 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from hf_mu2.files import replace_text
 from hf_mu2.tables import read_rows
 
 from .green_parse import Parser, Reading, read_reply
 from .green_summary import summarize
-from .judge_backends import Backend, is_loopback
-from .judge_cache import Reply, ReplyCache
+from .judge_backends import Backend, refuse_egress
+from .judge_cache import Reply, ReplyCache, fetch_replies, reply_key
 
 _PLACEHOLDER = re.compile(r"\{(reference|candidate)\}")
 
@@ -144,7 +142,7 @@ class Judge:
 
     def key(self, prompt: str) -> str:
         """Name a reply in the cache by everything it depends on."""
-        return hashlib.sha256(json.dumps([self.identity, prompt], sort_keys=True).encode()).hexdigest()
+        return reply_key(self.identity, prompt)
 
     def prompts(self, pairs: Sequence[Pair]) -> list[str]:
         """Write the prompts, after checking that the reports are there and may go where the judge is."""
@@ -157,17 +155,9 @@ class Judge:
                 raise ValueError(
                     f"`egress` is true, false or null, got `{pair.egress!r}` in pair {i}. Mend that row."
                 )
-        if not is_loopback(self.backend.host):
-            num_marked = sum(pair.egress is not None and not pair.egress for pair in pairs)
-            num_unmarked = sum(pair.egress is None for pair in pairs)
-            if num_marked or (num_unmarked and not self.unmarked_may_leave):
-                raise ValueError(
-                    f"Reports may be sent to the judge at `{self.backend.host}` only if their corpus lets its text "
-                    f"leave this machine (`egress`): {num_marked} of {len(pairs)} may not, {num_unmarked} do not say. "
-                    "Run the judge on this machine (transformers, vLLM, or a server on localhost). Reports of your own "
-                    "that may be sent say so with `egress` true in their rows, or all at once with "
-                    "`--unmarked-may-leave`."
-                )
+        refuse_egress(
+            self.backend.host, [pair.egress for pair in pairs], unmarked_may_leave=self.unmarked_may_leave
+        )
         return [self.template.fill(pair, self.max_words) for pair in pairs]
 
 
@@ -207,15 +197,12 @@ async def judge_pairs(
     return [_result(judge, cache, prompt) for prompt in prompts]
 
 
-async def _fetch(judge: Judge, cache: ReplyCache, batches: Iterable[list[str]], show_progress: bool) -> None:
-    """Ask for the replies that the cache lacks, and store each batch as it comes."""
-    missing = [[prompt for prompt in batch if judge.key(prompt) not in cache.replies] for batch in batches]
-    about = {"judge": judge.backend.identity["model"]}
-    total = sum(map(len, missing))
-    with tqdm(total=total, unit="reply", disable=None if show_progress else True) as bar:
-        async for replies in judge.backend.replies([batch for batch in missing if batch]):
-            cache.add({judge.key(prompt): reply for prompt, reply in replies.items()}, about)
-            bar.update(len(replies))
+async def _fetch(judge: Judge, cache: ReplyCache, batches: Sequence[list[str]], show_progress: bool) -> None:
+    """Ask for the replies that the cache lacks."""
+    missing = sum(judge.key(prompt) not in cache.replies for batch in batches for prompt in batch)
+    await fetch_replies(
+        judge.backend, cache, batches, judge.identity, total=missing, show_progress=show_progress
+    )
 
 
 def _result(judge: Judge, cache: ReplyCache, prompt: str) -> GreenResult:

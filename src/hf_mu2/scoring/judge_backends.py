@@ -268,6 +268,7 @@ class EndpointBackend:
 
     Errors 408, 409, 429 and 5xx, lost connections and replies that do not come are asked again, with growing pauses or
     after what `Retry-After` says; what still fails is reported per prompt. The key is read from `OPENAI_API_KEY`.
+    Greedy, as a judge should be, unless `temperature` says otherwise.
 
     Args:
         url (`str`): The server's base URL, ending in `/v1` for most.
@@ -277,7 +278,10 @@ class EndpointBackend:
         api (`str`): `chat` sends the prompt as a user message, to which the server applies its own chat template.
             `completions` sends the token ids of `encode`, as the other backends use them; vLLM takes these.
         tokenizer (`str` or `Path`, *optional*): Where `completions` finds the judge's tokenizer, by default `model`.
+        temperature (`float`): 0 for greedy.
+        seed (`int`, *optional*): Sent with every request; a server may ignore it.
         max_concurrent (`int`): Requests under way at a time.
+        requests_per_minute (`float`, *optional*): Most requests a minute, evenly spaced; those asked again count.
         timeout_s (`float`): Longest wait for a reply.
         max_retries (`int`): How often a prompt is asked again.
     """
@@ -292,30 +296,40 @@ class EndpointBackend:
         turns: Turns = "green",
         tokenizer: str | Path | None = None,
         max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        seed: int | None = None,
         max_concurrent: int = 16,
+        requests_per_minute: float | None = None,
         timeout_s: float = 180.0,
         max_retries: int = 4,
     ) -> None:
         host = urlsplit(url).hostname
         if urlsplit(url).scheme not in ("http", "https") or not host:
             raise ValueError(
-                f"The judge's endpoint must be an http or https URL, got `{url}`. "
+                f"An endpoint must be an http or https URL, got `{url}`. "
                 "Give the base URL of the server, e.g. `http://localhost:8000/v1`."
             )
         if max_concurrent < 1 or max_retries < 0 or timeout_s <= 0:
             raise ValueError(
-                "A judge's endpoint needs at least 1 request at a time, 0 retries and a wait above 0 s, "
-                f"got {max_concurrent}, {max_retries} and {timeout_s}."
+                "An endpoint needs at least 1 request at a time, 0 retries and a wait above 0 s, "
+                f"got {max_concurrent}, {max_retries} and {timeout_s}. Change these."
+            )
+        if temperature < 0 or (requests_per_minute is not None and requests_per_minute <= 0):
+            raise ValueError(
+                "An endpoint needs a temperature of at least 0 and more than 0 requests per minute, "
+                f"got {temperature} and {requests_per_minute}. Change these."
             )
         self.url, self.host, self.model, self.api, self.turns = url, host, model, api, turns
         self.max_new_tokens, self.max_concurrent = max_new_tokens, max_concurrent
         self.timeout_s, self.max_retries = timeout_s, max_retries
+        self.requests_per_minute = requests_per_minute
+        self.sampling = {"temperature": temperature} | ({} if seed is None else {"seed": seed})
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if api == "completions":
             from transformers import AutoTokenizer
 
             self.tokenizer = AutoTokenizer.from_pretrained(model if tokenizer is None else tokenizer)
-        self.identity = {
+        self.identity: dict[str, Any] = {
             "model": model,
             "revision": revision,
             "backend": "endpoint",
@@ -323,6 +337,8 @@ class EndpointBackend:
             "turns": turns if api == "completions" else "server",
             "max_new_tokens": max_new_tokens,
         }
+        if self.sampling != {"temperature": 0.0}:  # greedy replies go by the name they have had
+            self.identity |= self.sampling
         self._client()  # says at once if the client is not installed
 
     def batches(self, prompts: Sequence[str]) -> list[list[str]]:
@@ -347,8 +363,8 @@ class EndpointBackend:
                         yield answer
                         if num_failed_in_a_row >= max(2 * self.max_concurrent, 8):
                             raise ConnectionError(
-                                f"The judge at `{self.url}` failed {num_failed_in_a_row} times in a row, the last time "
-                                f"with: {error}. Start or mend the server and run again: replies so far are kept."
+                                f"The server at `{self.url}` failed {num_failed_in_a_row} times in a row, the last "
+                                f"time with: {error}. Start or mend it and run again: replies so far are kept."
                             )
             finally:
                 for task in pending:
@@ -357,7 +373,7 @@ class EndpointBackend:
     async def _ask(self, client: openai.AsyncOpenAI, prompt: str) -> dict[str, Reply]:
         import openai
 
-        limits: Any = {"model": self.model, "max_tokens": self.max_new_tokens, "temperature": 0.0}
+        limits: Any = {"model": self.model, "max_tokens": self.max_new_tokens, **self.sampling}
         try:
             if self.tokenizer is None:
                 messages: Any = [{"role": "user", "content": prompt}]
@@ -382,13 +398,54 @@ class EndpointBackend:
             ) from error
         # What is bound for this machine goes through no proxy and follows no redirect to another one.
         is_local = is_loopback(self.host)
-        http_client = openai.DefaultAsyncHttpxClient(trust_env=not is_local, follow_redirects=not is_local)
+        pace: list[Any] = [] if self.requests_per_minute is None else [_Pace(60 / self.requests_per_minute)]
+        http_client = openai.DefaultAsyncHttpxClient(
+            trust_env=not is_local, follow_redirects=not is_local, event_hooks={"request": pace}
+        )
         return openai.AsyncOpenAI(
             base_url=self.url,
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
             timeout=self.timeout_s,
             max_retries=self.max_retries,
             http_client=http_client,
+        )
+
+
+class _Pace:
+    """Hold requests back so that they start at least `interval_s` apart, whoever sends them and why."""
+
+    def __init__(self, interval_s: float) -> None:
+        self.interval_s, self.next_s = interval_s, 0.0
+
+    async def __call__(self, _: Any) -> None:
+        now = asyncio.get_running_loop().time()
+        start, self.next_s = max(now, self.next_s), max(now, self.next_s) + self.interval_s
+        await asyncio.sleep(start - now)
+
+
+def refuse_egress(
+    host: str | None, marks: Sequence[bool | None], *, unmarked_may_leave: bool = False
+) -> None:
+    """Refuse to send reports to another machine that their corpus does not let leave this one.
+
+    Args:
+        host (`str`, *optional*): Where they would go; anything goes where `is_loopback`.
+        marks (`Sequence[bool | None]`): `egress` of each report; `None` where nobody said.
+        unmarked_may_leave (`bool`): Take `None` for a yes.
+
+    Raises:
+        ValueError: with the number of reports that may not leave, and what to do.
+    """
+    if is_loopback(host):
+        return
+    num_marked = sum(mark is not None and not mark for mark in marks)
+    num_unmarked = sum(mark is None for mark in marks)
+    if num_marked or (num_unmarked and not unmarked_may_leave):
+        raise ValueError(
+            f"Reports may be sent to `{host}` only if their corpus lets its text leave this machine (`egress`): "
+            f"{num_marked} of {len(marks)} may not, {num_unmarked} do not say. Run the model on this machine "
+            "(transformers, vLLM, or a server on localhost). Reports of your own that may be sent say so with `egress` "
+            "true in their rows; a judge also takes `--unmarked-may-leave`."
         )
 
 

@@ -6,13 +6,20 @@ ever appended to. A line is one reply, or one failed call, which is asked again 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from .judge_backends import Backend
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +95,46 @@ class ReplyCache:
             self.replies.setdefault(key, reply)
         else:
             self.failures[key] = reply
+
+
+def reply_key(identity: dict[str, Any], prompt: str) -> str:
+    """Name a reply by everything it depends on."""
+    return hashlib.sha256(json.dumps([identity, prompt], sort_keys=True).encode()).hexdigest()
+
+
+async def fetch_replies(
+    backend: Backend,
+    cache: ReplyCache,
+    batches: Iterable[list[str]],
+    identity: dict[str, Any],
+    *,
+    total: int | None = None,
+    show_progress: bool = True,
+) -> None:
+    """Ask for the replies that the cache lacks, each once, and store them as they come.
+
+    Args:
+        batches (`Iterable[list[str]]`): Prompts; taken only as fast as they are answered.
+        identity (`dict`): What a reply depends on beside its prompt, see `reply_key`.
+
+    Raises:
+        ConnectionError: if an endpoint keeps failing; replies so far are in the cache.
+    """
+    seen: set[str] = set()
+
+    def is_new(prompt: str) -> bool:
+        key = reply_key(identity, prompt)
+        if key in seen or key in cache.replies:
+            return False
+        seen.add(key)
+        return True
+
+    missing = (new for batch in batches if (new := list(filter(is_new, batch))))
+    with tqdm(total=total, unit="reply", disable=None if show_progress else True) as bar:
+        async for replies in backend.replies(missing):
+            found = {reply_key(identity, prompt): reply for prompt, reply in replies.items()}
+            cache.add(found, {"judge": backend.identity["model"]})
+            bar.update(len(replies))
 
 
 def _to_line(key: str, reply: Reply, about: dict[str, Any]) -> str:
