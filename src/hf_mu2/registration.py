@@ -1,4 +1,4 @@
-"""Register mu2 with the Auto classes of transformers without importing its models.
+"""Register our classes with the Auto classes of transformers without importing models.
 
 The configurations are registered with the public calls. Importing the model and processor classes would cost half as
 much again as `import torch; from transformers import AutoModel`, so both wait: a registered class is imported when an
@@ -78,8 +78,15 @@ def _after_import(name: str, call: Callable[[ModuleType], None]) -> None:
         sys.meta_path.insert(0, _AfterImport(name, call))
 
 
-def _own(module: str, name: str) -> Any:
-    return getattr(import_module(f".model.{module}", __package__), name)
+class SliceVideo:
+    """The key of the processor that shows volumes to Qwen-VL models, which have a configuration of their own.
+
+    Checkpoints name their processor's class; the Auto classes look that name up among what is registered.
+    """
+
+
+def _own(module: str, name: str, folder: str = "model") -> Any:
+    return getattr(import_module(f".{folder}.{module}", __package__), name)
 
 
 def _add(mapping: Any, config: type, load: Callable[[], Any]) -> None:
@@ -103,20 +110,20 @@ def register() -> None:
         )
 
     auto = "transformers.models.auto"
+    _after_import(f"{auto}.processing_auto", lambda module: _add_processors(module.PROCESSOR_MAPPING))
     _after_import(
-        f"{auto}.processing_auto",
-        lambda module: _add(
-            module.PROCESSOR_MAPPING, Mu2Config, lambda: _own("processing_mu2", "Mu2Processor")
-        ),
+        f"{auto}.image_processing_auto", lambda module: _add_image_processors(module.IMAGE_PROCESSOR_MAPPING)
     )
-    _after_import(
-        f"{auto}.image_processing_auto",
-        lambda module: _add(
-            module.IMAGE_PROCESSOR_MAPPING,
-            Mu2Config,
-            lambda: {"pil": _own("image_processing_mu2", "Mu2ImageProcessor")},
-        ),
-    )
+
+
+def _add_processors(mapping: Any) -> None:
+    _add(mapping, Mu2Config, lambda: _own("processing_mu2", "Mu2Processor"))
+    _add(mapping, SliceVideo, lambda: _own("slices_video", "SliceVideoProcessor", "training"))
+
+
+def _add_image_processors(mapping: Any) -> None:
+    _add(mapping, Mu2Config, lambda: {"pil": _own("image_processing_mu2", "Mu2ImageProcessor")})
+    _add(mapping, SliceVideo, lambda: {"pil": _own("slices_video", "SliceImageProcessor", "training")})
 
 
 __all__ = ["register"]

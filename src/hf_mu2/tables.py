@@ -1,4 +1,4 @@
-"""Read a table row by row: csv, tsv, JSON lines or Parquet, packed with gzip or not."""
+"""Read a table row by row: csv, tsv, JSON lines or Parquet, packed with gzip or not. Write the latter two."""
 
 import csv
 import gzip
@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from hf_mu2.files import replace_file, replacing
 
 T = TypeVar("T")
 
@@ -58,6 +60,26 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any
         ) from error
     if number == 0:
         raise TableError(f"A table must have rows, `{path.name}` has none. Download it again.")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows under a temporary name and rename it: Parquet if the name ends so, else JSON lines."""
+    if path.suffix.lower() != ".parquet":
+        replace_file(path, to_lines(rows))
+        return
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError(f'Writing `{path.name}` needs pyarrow: pip install "hf_mu2[train]".') from error
+
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial)
+
+
+def to_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """Write rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -7,8 +7,9 @@ import pytest
 
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.reporting.embed import embed
-from hf_mu2.reporting.inference import Reader, load_reader
-from hf_mu2.reporting.predict import _open_partial, predict
+from hf_mu2.reporting.inference import Reader, load_reader, process_state
+from hf_mu2.reporting.journal import SharedJournal
+from hf_mu2.reporting.predict import predict
 from hf_mu2.reporting.studies import load_study, open_studies, place_volumes
 from tests.tiny import tiny_nifti, tiny_volume
 
@@ -152,8 +153,9 @@ def test_a_half_line_is_cut_off_in_place(tmp_path):
     path = tmp_path / ".out.jsonl.0.partial"
     path.write_text('{"study_id": "a"}\n{"stu')
     inode = path.stat().st_ino
-    with _open_partial(tmp_path / "out.jsonl", 0) as file:
-        file.write('{"study_id": "b"}\n')
+    journal = SharedJournal(tmp_path / "out.jsonl", {}, ["a", "b"], process_state())
+    assert list(journal.finished) == ["a"]
+    journal.add([{"study_id": "b"}])
     assert path.read_text() == '{"study_id": "a"}\n{"study_id": "b"}\n' and path.stat().st_ino == inode
 
 

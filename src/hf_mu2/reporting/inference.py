@@ -32,10 +32,14 @@ DEMO_MODEL = "mu2-phantom"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model generated for one conversation, and why it stopped: `"eos"` or `"length"`."""
+    """What the model generated for one conversation, why it stopped (`"eos"` or `"length"`), and its length.
+
+    `num_tokens` counts the token that ended it.
+    """
 
     text: str
     finish_reason: str
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,21 @@ def generate_greedily(
 ) -> list[Answer]:
     """Generate for a left-padded batch; `decoder` turns what is new into text."""
     generated = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
-    generated = generated[:, inputs["input_ids"].shape[1] :]
+    return read_answers(model, decoder, generated[:, inputs["input_ids"].shape[1] :])
+
+
+def read_answers(
+    model: PreTrainedModel, decoder: ProcessorMixin | PreTrainedTokenizerBase, generated: torch.Tensor
+) -> list[Answer]:
+    """Read generated token ids (answers, longest answer), padded behind the token that ends each."""
     eos = torch.tensor(model.generation_config.eos_token_id, device=generated.device).reshape(-1)
-    stopped = torch.isin(generated, eos).any(dim=1).tolist()
+    is_end = torch.isin(generated, eos)
+    stopped = is_end.any(dim=1)
+    lengths = torch.where(stopped, is_end.int().argmax(dim=1) + 1, generated.shape[1])
     texts = decoder.batch_decode(generated, skip_special_tokens=True)
     return [
-        Answer(text.strip(), "eos" if is_stopped else "length") for text, is_stopped in zip(texts, stopped)
+        Answer(text.strip(), "eos" if is_stopped else "length", length)
+        for text, is_stopped, length in zip(texts, stopped.tolist(), lengths.tolist())
     ]
 
 

@@ -6,13 +6,14 @@ Writes: nothing. Studies are known by their `study_id`, else by their number: fi
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from transformers import BatchFeature
 
+from hf_mu2.model.features_mu2 import is_features, parse_features
 from hf_mu2.model.volume_mu2 import Volume, VolumeError, source_path
 from hf_mu2.reporting.inference import Reader, digest
 from hf_mu2.reporting.report import content_id, find_volumes, without_name
@@ -25,22 +26,29 @@ class Studies:
     """The studies of a dataset: ids at hand, volumes and prompt of one study on request.
 
     `digest` tells the dataset from others: its ids and questions, the names and sizes of its files, the split.
+    `describe` returns what the dataset says of a study beside that: `patient_id` and `egress`, where it has them.
     """
 
     ids: list[str]
     read: Callable[[int], tuple[list[Any], Messages | None]]
     digest: str
     split: str | None = None
+    describe: Callable[[int], dict[str, Any]] = lambda index: {}
 
 
 @dataclass(frozen=True)
 class LoadedStudy:
-    """One study ready for the model, or the reason why not; `volume_ids` name the voxels that were read."""
+    """One study ready for the model, or the reason why not; `volume_ids` name the voxels that were read.
+
+    `sources` and `prompt` are the volumes and the question as the dataset has them, `prompt` `None` where it has none.
+    """
 
     study_id: str
     conversation: Messages
     volume_ids: list[str]
     error: str | None = None
+    sources: list[Any] = field(default_factory=list)
+    prompt: Messages | None = None
 
 
 @dataclass(frozen=True)
@@ -93,22 +101,29 @@ def read_batches(
 
 
 def load_study(studies: Studies, index: int, reader: Reader, question: str | None = None) -> LoadedStudy:
-    """Load the volumes of one study and put them into its prompt; `question` replaces the dataset's prompt."""
+    """Load the volumes of one study and put them into its prompt; `question` replaces the dataset's prompt.
+
+    Cached features stay references, which the processor reads.
+    """
     sources, prompt = studies.read(index)
     if not sources:
         raise VolumeError(
             f"A study must have at least one volume, got none for `{studies.ids[index]}`. "
             "Drop the row, or name its files in `images_file_names`."
         )
-    volumes = [_load_volume(source, reader) for source in sources]
+    volumes = [source if is_features(source) else _load_volume(source, reader) for source in sources]
     if prompt is None or question is not None:
         conversation = reader.processor.build_messages(volumes, question=question)
     else:
         conversation = place_volumes(prompt, volumes)
-    return LoadedStudy(studies.ids[index], conversation, [content_id(volume) for volume in volumes])
+    volume_ids = [
+        content_id(volume) if isinstance(volume, Volume) else parse_features(volume)["volume"]
+        for volume in volumes
+    ]
+    return LoadedStudy(studies.ids[index], conversation, volume_ids, sources=sources, prompt=prompt)
 
 
-def place_volumes(messages: Messages, volumes: list[Volume]) -> Messages:
+def place_volumes(messages: Messages, volumes: list[Any]) -> Messages:
     """Put volumes into the image blocks of a prompt, or before its first user text where it has none."""
     blocks_of = [
         [{"type": "text", "text": content}] if isinstance(content := message["content"], str) else content
@@ -200,9 +215,15 @@ def _open_dataset(folder: Path, split: str | None) -> Studies:
             prompt = list(takewhile(lambda message: message["role"] != "assistant", row["messages"]))
         return row["images"], prompt
 
+    told = [name for name in ("patient_id", "egress") if name in names]
+    descriptions = rows.select_columns(told)
+
+    def describe(index: int) -> dict[str, Any]:
+        return descriptions[index] if told else {}
+
     asked = rows.select_columns([name for name in ("prompt", "messages") if name in names])
     facts = [split, ids, list(asked), _list_files(folder)]
-    return Studies(ids, read, digest(facts), split)
+    return Studies(ids, read, digest(facts), split, describe)
 
 
 def _number(count: int) -> list[str]:
