@@ -80,8 +80,8 @@ def sample(
     out, state = Path(out), process_state()
     if out.suffix.lower() not in ENDINGS:
         raise ValueError(f"Candidates are written as {' or '.join(ENDINGS)}, got `{out.name}`. Name it so.")
-    config = sampling_config(reader, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     _check_at_least_one(num_candidates=num_candidates, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    config = sampling_config(reader, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     decoding = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     settings = {
         "model": reader.name,
