@@ -105,12 +105,7 @@ def report_volume(source: str | Path, reader: Reader, request: Request = Request
         )
     messages = [*reader.caveats, *(without_name(str(warning.message), source) for warning in caught)]
     region = guess_body_region(volume)
-    known = reader.model.config.body_region
-    if known is not None and region != known:
-        messages.append(
-            f"Out of domain: this checkpoint was trained on the {known}, and the volume looks like {region}. "
-            "Its report says nothing about this study: use a checkpoint trained on that region (`--model`)."
-        )
+    messages += out_of_domain(reader, region)
     read = time.perf_counter()
     conversation = reader.processor.build_messages(
         volume,
@@ -123,6 +118,8 @@ def report_volume(source: str | Path, reader: Reader, request: Request = Request
     done = time.perf_counter()
     run = {
         "model": reader.name,
+        "model_revision": reader.revision,
+        "trained_on_synthetic_only": reader.model.config.trained_on_synthetic_only,
         "command": _describe_request(request, reader.name),
         "volume": {**volume.provenance, "body_region": region},
         "timings_s": {"read": round(read - started, 3), "generate": round(done - read, 3)},
@@ -145,6 +142,17 @@ def write_report(report: Report, out: str | Path) -> dict[str, Path]:
     record["timings_s"] = record["timings_s"] | {"draw": round(time.perf_counter() - started, 3)}
     replace_file(files["run"], to_json(record))
     return files
+
+
+def out_of_domain(reader: Reader, region: str) -> list[str]:
+    """Say so where a volume shows another body region than the checkpoint was trained on."""
+    known = reader.model.config.body_region
+    if known in (None, region):
+        return []
+    return [
+        f"Out of domain: this checkpoint was trained on the {known}, and the volume looks like {region}. "
+        "Its report says nothing about this study: use a checkpoint trained on that region (`--model`)."
+    ]
 
 
 def without_name(message: str, source: str | Path) -> str:
