@@ -100,7 +100,7 @@ class Objective:
 
 
 # Which module of this folder holds the objective.
-OBJECTIVES = {"sft": "sft"}
+OBJECTIVES = {"sft": "sft", "dpo": "dpo"}
 
 
 def objective_of(name: str) -> Objective:
@@ -255,16 +255,19 @@ def open_studies(arguments: RecipeArguments, split: str, limit: int | None = Non
         dataset = load_corpus(arguments.corpus, arguments.corpus_root or ".", split, **options)
     else:
         dataset = load_dataset(arguments.dataset_name, split=split)
-    for name, feature in (dataset.features or {}).items():
-        if "Nifti" in repr(feature):  # left to our reader, whose errors name the rule and the file
-            dataset = dataset.cast_column(name, _undecoded(feature))
+    dataset = with_paths(dataset)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
-def _undecoded(feature: Any) -> Any:
+def with_paths(dataset: Dataset) -> Dataset:
+    """Let rows hold the paths of NIfTI files, left to our reader, whose errors name the rule and the file."""
     from datasets import List, Nifti
 
-    return Nifti(decode=False) if isinstance(feature, Nifti) else List(Nifti(decode=False))
+    for name, feature in (dataset.features or {}).items():
+        if "Nifti" in repr(feature):
+            paths = Nifti(decode=False)
+            dataset = dataset.cast_column(name, paths if isinstance(feature, Nifti) else List(paths))
+    return dataset
 
 
 def _with_features(

@@ -31,6 +31,8 @@ class StageTrainer(Trainer):
         stage (`Stage`): Gives each part its learning rate; freezing is done before, on the model.
     """
 
+    texts_per_study = 1  # rows of `input_ids` that share a volume
+
     def __init__(self, *args: Any, stage: Stage, **kwargs: Any) -> None:
         self.stage, self.speed = stage, SpeedMeter()
         self.optimizer: torch.optim.Optimizer | None
@@ -57,7 +59,11 @@ class StageTrainer(Trainer):
         if "input_ids" in inputs:
             rows, length = inputs["input_ids"].shape
             tokens = int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else rows * length
-            self.speed.saw(rows, tokens, self._flops(inputs, rows, length) if peak_flops() else 0.0)
+            self.speed.saw(
+                rows // self.texts_per_study,
+                tokens,
+                self._flops(inputs, rows, length) if peak_flops() else 0.0,
+            )
         return super().training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
