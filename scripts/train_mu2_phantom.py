@@ -72,7 +72,9 @@ def image_processor() -> Mu2ImageProcessor:
 
 def config() -> Mu2Config:
     notice = "Demo model trained on synthetic CT only. Not a medical device."
-    return Mu2Config.from_preset("tiny", notice=notice, body_region="chest")
+    return Mu2Config.from_preset(
+        "tiny", notice=notice, body_region="chest", trained_on_synthetic_only=True
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

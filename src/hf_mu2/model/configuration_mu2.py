@@ -319,6 +319,8 @@ class Mu2Config(PreTrainedConfig):
         First line of whatever shows this checkpoint's output.
     body_region (`str`, *optional*):
         Region the checkpoint was trained on, e.g. `"chest"`. Volumes of another one draw a warning.
+    trained_on_synthetic_only (`bool`, *optional*, defaults to `False`):
+        Whether no real volume was ever seen in training. Files for clinical systems are then refused.
     frozen_modules (`list[str]`, *optional*):
         Which of `vision_tower`, `mu2_tokenizer` and `language_model` load frozen: any trainer then leaves them alone.
     """
@@ -340,6 +342,7 @@ class Mu2Config(PreTrainedConfig):
     initializer_range: float = 0.02
     notice: str = "Research use only. Not a medical device."
     body_region: str | None = None
+    trained_on_synthetic_only: bool = False
     frozen_modules: list[str] | tuple[str, ...] = ()
 
     def __post_init__(self, **kwargs):

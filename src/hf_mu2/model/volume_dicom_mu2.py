@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .volume_checks_mu2 import AIR_HU, Stored, VolumeError
+from .volume_checks_mu2 import AIR_HU, MAX_VOXELS, Stored, VolumeError
 
 try:
     import pydicom
@@ -57,6 +57,23 @@ def read_dicom(source: Any, name: str, series: int | str | None, max_voxels: int
     }
     steps = [f"stacked {len(slices)} slices of one series"]
     return Stored(raw.transpose(2, 1, 0), affine, name, "dicom", is_ours=True, facts=facts, steps=steps)
+
+
+def series_headers(source: Any, series: int | str | None = None, max_voxels: int = MAX_VOXELS) -> list:
+    """Read the full headers of a CT series, without pixels, in the order of its slices along their normal.
+
+    Args: those of [`read_dicom`], which reads the same series.
+    """
+    if pydicom is None:
+        raise ImportError('Reading DICOM needs pydicom: `pip install "hf_mu2[dicom]"`.')
+    name = str(source) if isinstance(source, Path) else "the given bytes"
+    slices = _choose_series(_read_headers(source, name, max_voxels), name, series)
+    positions, _ = _geometry(slices, name)
+    items = [slices[index][0] for index in np.argsort(positions)]
+    return [
+        pydicom.dcmread(item if isinstance(item, Path) else io.BytesIO(item), stop_before_pixels=True)
+        for item in items
+    ]
 
 
 def _files(source: Any, name: str, max_voxels: int) -> Iterator[bytes | Path]:

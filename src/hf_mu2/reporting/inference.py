@@ -44,12 +44,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reader:
-    """A loaded checkpoint: model, processor, a name free of paths, and a digest that tells it from its namesakes."""
+    """A loaded checkpoint.
+
+    Args:
+        name (`str`): Free of paths.
+        digest (`str`): Tells the checkpoint from its namesakes.
+        revision (`str`): The commit it was loaded from, of a folder the digest.
+    """
 
     model: PreTrainedModel
     processor: ProcessorMixin
     name: str
     digest: str
+    revision: str
 
     @property
     def notice(self) -> str:
@@ -153,7 +160,9 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
     )
     name = folder.resolve().name if folder.exists() else source
     files = folder if folder.exists() else Path(cached_file(source, "config.json")).parent
-    return Reader(loaded.eval().to(device), processor, name, _digest_checkpoint(files))
+    file_digest = _digest_checkpoint(files)
+    revision = file_digest if folder.exists() else files.name  # the Hub's cache names folders by commit
+    return Reader(loaded.eval().to(device), processor, name, file_digest, revision)
 
 
 def digest(value: Any) -> str:
