@@ -209,6 +209,33 @@ def test_chest_texts_are_compared_by_the_18_labels_and_beyond():
     assert compare_findings(original, same + " Emphysema.", region="chest").added[0].head == "Emphysema"
 
 
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [
+        ("Ground-glass opacities in both lungs, the largest measuring 67 mm.",
+         "In both lungs there is hazy ground-glass opacification, the largest measuring 67 mm."),
+        ("Calcified atheromatous plaques, severe, along the descending aorta.",
+         "There is severe calcification of the descending aorta."),
+        ("Moderate pericardial fluid collection with a depth of 17 mm.",
+         "There is a moderate pericardial effusion measuring 17 mm."),
+        ("Right hilar lymphadenopathy with two nodes, the largest measuring 23 mm.",
+         "Two enlarged right hilar lymph nodes, the largest measuring 23 mm."),
+        ("The heart is normal. There is an 18 mm enlarged left axillary lymph node.",
+         "The heart is normal. Left axillary lymph node with a short axis of 18 mm."),
+        ("No pleural effusion or pneumothorax.", "Neither pleural effusion nor pneumothorax is seen."),
+    ],
+)  # fmt: skip
+def test_wordings_of_one_finding_of_the_chest_agree(one, another):
+    assert compare_findings(one, another, region="chest").verdict == "agrees"
+    assert compare_findings(another, one, region="chest").verdict == "agrees"
+
+
+def test_findings_of_the_chest_beside_the_18_labels_are_read():
+    original = "No pleural effusion or pneumothorax. No pulmonary embolism. No cavity in the lungs."
+    for old, new in (("or pneumothorax", ""), ("No pulm", "Pulm"), (" No cavity in the lungs.", "")):
+        assert compare_findings(original, original.replace(old, new), region="chest").verdict == "differs"
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(

@@ -236,6 +236,19 @@ HEADS: tuple[Head, ...] = (
     Head(
         "calcification", (r"\bcalcifications?\b|\bcalcified(?! (?:gall)?stones?)|\bath?ero\w+|\bplaques?\b",)
     ),
+    # Of the chest, beside the 18 labels.
+    Head("pneumothorax", (r"\b(?:hydro-?)?pneumothora\w+",), ("pleura",)),
+    Head("pneumomediastinum", (r"\bpneumomediastin\w+",), ("mediastinum",)),
+    Head("embolism", (r"\bembol(?:us|i|ism|isms|ic)\b",), ("arteries",)),
+    Head("pneumonia", (r"\b(?:broncho)?pneumoni[ac]\w*|\bpneumonitis",), ("lung",)),
+    Head("infiltration", (r"\binfiltrat\w+|\bairspace disease",), ("lung", "pleura", "mediastinum"), "lung"),
+    Head("cavity", (r"\bcavit(?:y|ies|ation|ations|ary|ating)\b",), ("lung",)),
+    Head("granuloma", (r"\bgranulom\w+",)),
+    Head("bronchiolitis", (r"\bbronchiolitis|\btree[- ]in[- ]bud\w*|\bbudding tree",), ("lung",)),
+    Head("air trapping", (r"\bair[- ]trapping",), ("lung",)),
+    Head(
+        "interstitial disease", (r"\bhoneycomb\w*|\breticula(?:r|tion|tions)\b|\bcrazy[- ]paving",), ("lung",)
+    ),
     Head("stenosis", (r"\bstenos\w+|\bnarrow\w+|\bcompress(?:ion|ed|ing)",)),
     Head("varices", (r"\bvarices\b|\bvaric\w+|\bcollateral\w*",), ("veins",), "veins"),
     Head("infarct", (r"\binfarct\w*",)),
@@ -291,6 +304,18 @@ HEADS: tuple[Head, ...] = (
 DENIAL = (
     r"normal\w*|unremarkable|natural|intact|preserved|patent|homogeneous\w*|regular|dry|symmetric\w*|clear"
 )
+
+# Organ and head that say what a label of the chest says, where its rule has no mention.
+CHEST_LABEL_OF = {
+    ("aorta", "calcification"): "Arterial wall calcification",
+    ("vessels", "calcification"): "Arterial wall calcification",
+    ("heart", "enlargement"): "Cardiomegaly",
+    ("lymph nodes", "enlargement"): "Lymphadenopathy",
+    ("lymph nodes", "node"): "Lymphadenopathy",
+    ("pericardium", "collection"): "Pericardial effusion",
+    ("pericardium", "fluid"): "Pericardial effusion",
+    ("pleura", "fluid"): "Pleural effusion",
+}
 
 ABDOMEN: tuple[RegionLabel, ...] = (
     RegionLabel("Liver lesion", ("liver",), ("lesion",)),

@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
 from .labels import Mention, Uncertain, mentions_in
 from .measures import Side, SideMention, Size, find_sides, find_sizes, one_side
-from .region_rules import ABDOMEN, DENIAL, HEADS, ORGANS, Head
+from .region_rules import ABDOMEN, CHEST_LABEL_OF, DENIAL, HEADS, ORGANS, Head
 from .statements import Status, any_of, clauses, even_text, sentences, status_of
 
-VERSION = "regions-1"
+VERSION = "regions-2"
 ABDOMEN_LABELS: tuple[str, ...] = tuple(rule.label for rule in ABDOMEN)
 REGIONS: tuple[str, ...] = ("chest", "abdomen", "pelvis")
 
@@ -69,9 +69,15 @@ class FindingsComparison:
     unread: tuple[str, ...] = ()
 
 
-def read_findings(text: str) -> list[RegionFinding]:
-    """Read every finding of a text of any region, in reading order, as often as it is stated."""
-    return [finding for sentence in _read(text) for finding in sentence.findings]
+def read_findings(text: str, *, region: str = "") -> list[RegionFinding]:
+    """Read every finding of a text, in reading order, as often as it is stated.
+
+    Args:
+        region (`str`): `"chest"` reads the 18 labels first; the tables of organs and heads serve any region.
+    """
+    return [
+        finding for sentence in _read(text, with_labels=region == "chest") for finding in sentence.findings
+    ]
 
 
 def label_abdomen(text: str, *, uncertain: Uncertain = "positive") -> dict[str, int | None]:
@@ -115,7 +121,7 @@ def compare_findings(original: str, rewrite: str, *, region: str) -> FindingsCom
         return FindingsComparison("unchecked", unread=(f"region {region!r}: no findings are known there",))
     texts = [_read(text, with_labels=region == "chest") for text in (original, rewrite)]
     before, after = (
-        _distinct([finding for sentence in read for finding in sentence.findings]) for read in texts
+        _distinct([finding for sentence in read for finding in _joined(sentence.findings)]) for read in texts
     )
     lost, added = before - after, after - before
     moved: list[tuple[RegionFinding, RegionFinding]] = []
@@ -231,7 +237,7 @@ def _read(text: str, *, with_labels: bool = False) -> list[_Sentence]:
             if not any(first < other[1] and other[0] < last for other in taken):
                 names = _organs_of(head, first, last, clause, organs, context)
                 polarity = _polarity(head, sentence[slice(*clause)], first - clause[0], last - clause[0])
-                drafts.append(_Draft(names, head.name, polarity, first, last, *clause))
+                drafts += _drafts(names, head.name, polarity, (first, last), clause, with_labels)
         if organs:
             context = organs[-1].names
         sides, sizes, loose = _measured(sentence, sorted(drafts, key=lambda draft: draft.start))
@@ -249,6 +255,24 @@ def _read(text: str, *, with_labels: bool = False) -> list[_Sentence]:
         ]
         read.append(_Sentence(sentence, tuple(findings), loose))
     return read
+
+
+def _drafts(
+    names: tuple[str, ...],
+    head: str,
+    polarity: Status,
+    span: tuple[int, int],
+    clause: tuple[int, int],
+    with_labels: bool,
+) -> Iterator[_Draft]:
+    """Draft a head of one or several organs; what a label of the chest says too goes by the label's name."""
+    labels = {
+        name: CHEST_LABEL_OF[name, head] for name in names if with_labels and (name, head) in CHEST_LABEL_OF
+    }
+    for label in dict.fromkeys(labels.values()):
+        yield _Draft(("chest",), label, polarity, *span, *clause)
+    if rest := tuple(name for name in names if name not in labels):
+        yield _Draft(rest, head, polarity, *span, *clause)
 
 
 def _organ_groups(sentence: str) -> Iterator[_Organs]:
@@ -329,8 +353,8 @@ def _organs_of(
         inside or allowed, key=lambda group: max(group.start - end, start - group.end, 0), default=None
     ):
         return nearest.names
-    if head.organs:
-        known = tuple(name for name in context if name in head.organs)
+    if head.organs:  # a sentence with organs of its own says nothing of those of the sentence before
+        known = tuple(name for name in context if name in head.organs and not groups)
         return known or ((head.default,) if head.default else ())
     return context or ("unspecified",)
 
@@ -382,6 +406,21 @@ def _owner(drafts: list[_Draft], span: tuple[int, int], *, prefer_before: bool) 
 def _bounds(sentence: str, mention: Mention) -> tuple[int, int]:
     first, last = next(part for part in clauses(sentence) if mention.start < part[1])
     return first, max(last, mention.end)
+
+
+def _joined(findings: tuple[RegionFinding, ...]) -> list[RegionFinding]:
+    """Join what a sentence says of a finding in two places, its side in one and its size in the other."""
+    joined: list[RegionFinding] = []
+    for new in findings:
+        for place, old in enumerate(joined):
+            if (old.organ, old.head, old.polarity) == (new.organ, new.head, new.polarity) and (
+                (old.side is None and not new.size_mm) or (new.side is None and not old.size_mm)
+            ):
+                joined[place] = replace(old, side=old.side or new.side, size_mm=old.size_mm or new.size_mm)
+                break
+        else:
+            joined.append(new)
+    return joined
 
 
 def _distinct(findings: list[RegionFinding]) -> set[RegionFinding]:
