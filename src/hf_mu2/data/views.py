@@ -1,4 +1,4 @@
-"""From study rows to what trainers read: SFT, preference, impression and question answering.
+"""From study rows to what trainers read: SFT, preference, online, impression and question answering.
 
 Each function maps one study row to zero or more training rows, in TRL's conversational format; `view_dataset`
 applies one to a whole dataset. Rows keep `study_id`, `patient_id` and `egress`.
@@ -55,6 +55,15 @@ def preference_rows(study: Row, *, rejected: str, target: str = "report") -> lis
     return [_row(study, question, images=study["images"], **answers)]
 
 
+def online_rows(study: Row, *, target: str = "report") -> list[dict[str, Any]]:
+    """Ask for the report; the radiologist's stands beside it as `reference`, for rewards (GRPO, RLOO)."""
+    reference = report_text(study, target)
+    if not reference or not study["images"]:
+        return []
+    question = report_prompt(study["study_id"], study["region"], target)
+    return [_row(study, question, reference=reference, images=study["images"])]
+
+
 def impression_rows(study: Row) -> list[dict[str, Any]]:
     """Derive the impression from the findings, text only (Radiology-Llama2)."""
     findings, impression = study["findings"].strip(), study["impression"].strip()
@@ -87,7 +96,8 @@ def view_dataset(
     where it stands, so nobody changes splits.
 
     Args:
-        view (`str`): `"sft"`, `"impression"` or `"vqa"`. Preference rows need rejected reports: see `preference_rows`.
+        view (`str`): `"sft"`, `"online"`, `"impression"` or `"vqa"`. Preference rows need rejected reports: see
+            `preference_rows`.
         options: Options of the view, e.g. `target="findings"`.
 
     Raises:
@@ -131,7 +141,7 @@ def view_features(view: str, images: Any) -> Features:
         "patient_id": text,
         "egress": Value("bool"),
         "prompt": messages,
-        "completion": messages,
+        **({"reference": text} if view == "online" else {"completion": messages}),
     }
     if view != "impression":
         columns["images"] = images
@@ -207,6 +217,7 @@ def _says(role: str, content: str) -> list[dict[str, str]]:
 
 _VIEWS: dict[str, Callable[..., list[dict[str, Any]]]] = {
     "sft": sft_rows,
+    "online": online_rows,
     "impression": impression_rows,
     "vqa": vqa_rows,
 }

@@ -43,7 +43,8 @@ def batch_crg_reward(
     """Reward what each report adds to the CRG of its batch: that of the batch, less that without the report.
 
     A batch balances rare findings against normal reports, which one report cannot. Differences are scaled by the size
-    of the batch, so that they do not shrink with it. A batch of one gets its own CRG.
+    of the batch, so that they do not shrink with it. A batch of one gets its own CRG. A report that is empty or cannot
+    be read, which denies every finding without a word, gets the least of its batch and no more than 0.
     """
     if len(completions) == 1:
         return crg_reward(completions, reference)
@@ -51,7 +52,9 @@ def batch_crg_reward(
     whole = total(counts)
     without = {name: whole[name] - column for name, column in counts.items()}
     gain = clinical_scores(whole)["crg"] - clinical_scores(without)["crg"]
-    return [float(value) if np.isfinite(value) else 0.0 for value in gain * len(completions)]
+    gains = np.nan_to_num(gain * len(completions), posinf=0.0, neginf=0.0)
+    least = min(0.0, float(gains.min()))
+    return [float(value) if said else least for value, said in zip(gains, _said(completions))]
 
 
 def length_penalty(
@@ -63,7 +66,7 @@ def length_penalty(
     """
     penalties = []
     for completion, text in zip(completions, reference):
-        words, expected = len(_text(completion).split()), len(clean_reference(text).split())
+        words, expected = len(completion_text(completion).split()), len(clean_reference(text).split())
         penalties.append(-min(1.0, abs(float(np.log2(max(words, 1) / max(expected, 1))))))
     return penalties
 
@@ -72,7 +75,7 @@ def repetition_penalty(completions: Sequence[Completion], **columns: Any) -> lis
     """Take away the share of a report's 4-grams that it has said before: 0 for none, near -1 for a loop."""
     penalties = []
     for completion in completions:
-        words = _text(completion).lower().split()
+        words = completion_text(completion).lower().split()
         grams = Counter(zip(*(words[start:] for start in range(4))))
         said = sum(grams.values())
         penalties.append(-(said - len(grams)) / said if said else 0.0)
@@ -134,8 +137,15 @@ def report_metrics(
 def _per_report(metric: str, completions: Sequence[Completion], reference: Sequence[str]) -> list[float]:
     """Score each report for itself. One that is empty or cannot be read earns nothing, of a normal study too."""
     values = clinical_scores(_counts(completions, reference))[metric]
-    said = [bool(text := _text(completion)) and not is_chinese(text) for completion in completions]
-    return [float(value) if spoke and np.isfinite(value) else 0.0 for value, spoke in zip(values, said)]
+    return [
+        float(value) if said and np.isfinite(value) else 0.0
+        for value, said in zip(values, _said(completions))
+    ]
+
+
+def _said(completions: Sequence[Completion]) -> list[bool]:
+    """Tell which reports say anything that can be read."""
+    return [bool(text := completion_text(completion)) and not is_chinese(text) for completion in completions]
 
 
 def _counts(completions: Sequence[Completion], reference: Sequence[str]) -> dict[str, np.ndarray]:
@@ -145,10 +155,10 @@ def _counts(completions: Sequence[Completion], reference: Sequence[str]) -> dict
             "Keep the dataset's column `reference` (`remove_unused_columns=False`)."
         )
     theirs: list[Findings] = [_read(clean_reference(text)) for text in reference]
-    return clinical_columns(theirs, [_read(_text(completion)) for completion in completions])
+    return clinical_columns(theirs, [_read(completion_text(completion)) for completion in completions])
 
 
-def _text(completion: Completion) -> str:
+def completion_text(completion: Completion) -> str:
     """Return the answer of a completion, which TRL gives as text or as messages."""
     if isinstance(completion, str):
         return clean_candidate(completion)[0]

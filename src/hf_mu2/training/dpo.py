@@ -73,10 +73,11 @@ def encoding_once(*models: nn.Module, shared: Shared = "nothing") -> Iterator[No
     ) -> tuple[tuple, dict[str, Any]] | None:
         others = {name: value for name, value in kwargs.items() if name not in (*VOLUME_TENSORS, "input_ids")}
         pixels, mask, patches = (kwargs.get(name) for name in VOLUME_TENSORS)
-        if pixels is None and patches is None:
+        volumes = pixels if patches is None else patches
+        if volumes is None:
             return None
         input_ids: torch.Tensor = kwargs["input_ids"]
-        num_volumes = len(pixels if patches is None else patches)
+        num_volumes = len(volumes)
         chosen_ids = input_ids[: len(input_ids) // 2]
         model._check_placeholders(chosen_ids, num_volumes)
         prompts = kept.get("prompts")
@@ -178,8 +179,8 @@ class StageDPOTrainer(StageTrainer, DPOTrainer):
             _mu2_of(model)
             if args.truncation_mode != "keep_start":
                 raise ValueError(
-                    f"`truncation_mode` must be `keep_start`, got `{args.truncation_mode}`: a cut at the start takes the "
-                    "placeholders of the volume. Raise `max_length` instead."
+                    f"`truncation_mode` must be `keep_start`, got `{args.truncation_mode}`: a cut at the start takes "
+                    "the placeholders of the volume. Raise `max_length` instead."
                 )
             options.setdefault("data_collator", PairCollator(processing_class, max_length=args.max_length))
             # Of a dataset with `images` the stock trainer thinks that nothing can be computed ahead.

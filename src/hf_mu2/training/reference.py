@@ -2,7 +2,8 @@
 
 Writes: `<cache>/<key>/settings.json`, what the numbers depend on beside the pair: weights of the reference, processor,
 precision, length; the key hashes it. `<cache>/<key>/log-probs-*.jsonl`, one file per process and start, only ever
-appended to, with a line per pair: a hash of its texts and volumes, and two sums. Half a line of a killed run is dropped.
+appended to, with a line per pair: a hash of its texts and volumes, and two sums. Half a line that a killed run left is
+dropped.
 """
 
 from __future__ import annotations
