@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from hf_mu2.scoring.lexical import PROTOCOLS, LexicalScorer, score_texts
+from hf_mu2.scoring.lexical import PROTOCOLS, LexicalScorer, rouge_l, score_texts
 from hf_mu2.scoring.meteor import NoWordNet, meteor
 from hf_mu2.scoring.overlap import count_ngrams, lcs_length, overlap
 from hf_mu2.scoring.ptb import ptb_tokenize, ptb_tokenize_java
@@ -272,3 +272,11 @@ def test_the_longest_common_subsequence_is_that_of_the_table():
                 new.append(row[place - 1] + 1 if a == b else max(row[place], new[-1]))
             row = new
         assert lcs_length(first, second) == row[-1]
+
+
+def test_rouge_l_alone_is_that_of_the_protocol():
+    references = ["The heart is enlarged.", "右肺 nodule of 6 mm.", "Normal."]
+    candidates = ["Heart: slightly enlarged", "右肺 nodules, 6 mm", ""]
+    together = [score_texts([mine], [theirs])["rougeL"] for mine, theirs in zip(candidates, references)]
+    assert rouge_l(candidates, references) == pytest.approx(together)
+    assert 0 < together[0] < 1 and together[2] == 0

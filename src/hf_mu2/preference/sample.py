@@ -78,8 +78,7 @@ def sample(
         ValueError: if `out` exists, was begun with other settings or ends otherwise, or a setting is out of range.
     """
     out, state = Path(out), process_state()
-    if out.suffix.lower() not in ENDINGS:
-        raise ValueError(f"Candidates are written as {' or '.join(ENDINGS)}, got `{out.name}`. Name it so.")
+    check_ending(out)
     _check_at_least_one(num_candidates=num_candidates, batch_size=batch_size, max_new_tokens=max_new_tokens)
     config = sampling_config(reader, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     decoding = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
@@ -196,6 +195,12 @@ def sample_candidates(
         model.generation_config = own
     answers = read_answers(model, reader.processor, generated[:, input_ids.shape[1] :])
     return [answers[start : start + num_candidates] for start in range(0, len(answers), num_candidates)]
+
+
+def check_ending(out: Path) -> None:
+    """Refuse to write candidates to a file of another kind than `ENDINGS`."""
+    if out.suffix.lower() not in ENDINGS:
+        raise ValueError(f"Candidates are written as {' or '.join(ENDINGS)}, got `{out.name}`. Name it so.")
 
 
 def seed_of_batch(seed: int, first_study_id: str) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_mu2.files import replace_text
-from hf_mu2.tables import read_rows
+from hf_mu2.tables import read_rows, to_lines
 
 from .green_parse import Parser, Reading, read_reply
 from .green_summary import summarize
@@ -220,6 +220,37 @@ def _result(judge: Judge, cache: ReplyCache, prompt: str) -> GreenResult:
     )
 
 
+def judge_on_all_processes(pairs: Sequence[Pair], judge: Judge, folder: str | Path) -> list[GreenResult]:
+    """Judge pairs and return their results in order, to every process.
+
+    Each process asks for its share of the batches, which are those of one process, and keeps replies as they come.
+
+    Args:
+        folder (`str` or `Path`): Where replies are kept; what it holds is not asked again.
+
+    Raises:
+        ConnectionError: if an endpoint keeps failing; replies so far are in `folder`.
+    """
+    import torch
+    from accelerate import PartialState
+
+    prompts = judge.prompts(pairs)
+    batches = judge.backend.batches(list(dict.fromkeys(prompts)))
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    with ReplyCache(folder) as replies:
+        mine = batches[state.process_index :: state.num_processes]
+        asyncio.run(_fetch(judge, replies, mine, show_progress=state.is_main_process))
+        state.wait_for_everyone()
+        replies.refresh()
+        return [_result(judge, replies, prompt) for prompt in prompts]
+
+
+def joint_egress(*marks: bool | None) -> bool | None:
+    """Join what several files say of one report: each may forbid; a "yes" counts only where none does."""
+    said = [mark for mark in marks if mark is not None]
+    return next((mark for mark in said if mark is not True), True if said else None)
+
+
 @dataclass(frozen=True)
 class GreenRun:
     """What a finished run left behind; `failed` says why, per study without a reply."""
@@ -251,7 +282,6 @@ def score_file(
         references (`str` or `Path`, *optional*): Rows with study_id and reference.
         cache (`str` or `Path`, *optional*): Folder of replies, by default `<out>.replies`.
     """
-    import torch
     from accelerate import PartialState
 
     candidates, out = Path(candidates), Path(out)
@@ -263,16 +293,10 @@ def score_file(
     }
     _refuse_others(out, manifest, source)
     pairs = [Pair(row["reference"], row["candidate"], row["egress"]) for row in rows]
-    prompts = judge.prompts(pairs)
-    batches = judge.backend.batches(list(dict.fromkeys(prompts)))
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    with ReplyCache(out.with_name(f"{out.name}.replies") if cache is None else cache) as replies:
-        mine = batches[state.process_index :: state.num_processes]
-        asyncio.run(_fetch(judge, replies, mine, show_progress=state.is_main_process))
-        state.wait_for_everyone()
-        replies.refresh()
-        results = [_result(judge, replies, prompt) for prompt in prompts]
-    summary = summarize(results)
+    results = judge_on_all_processes(
+        pairs, judge, out.with_name(f"{out.name}.replies") if cache is None else cache
+    )
+    summary, state = summarize(results), PartialState()
     if state.is_main_process:
         scored = [{"study_id": row["study_id"], **_to_row(result)} for row, result in zip(rows, results)]
         record = {
@@ -284,8 +308,9 @@ def score_file(
             "num_processes": state.num_processes,
             "summary": summary,
         }
-        replace_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored))
+        # The manifest first: scores that a killed run left without one would be refused as those of another judge.
         replace_text(manifest, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        replace_text(out, to_lines(scored))
     state.wait_for_everyone()
     failed = {row["study_id"]: result.error for row, result in zip(rows, results) if result.error is not None}
     return GreenRun(out, manifest, summary, failed)
@@ -333,9 +358,7 @@ def _join(rows: list[dict[str, Any]], candidates: Path, references: Path | None)
                     f"Every study needs the text of its {name}, study `{row['study_id']}` has none in `{place}`. "
                     "Add it, or leave the study out."
                 )
-        # Either file may forbid; a "yes" counts only where neither does.
-        said = [egress for egress in (row.get("egress"), source.get("egress")) if egress is not None]
-        egress = next((egress for egress in said if egress is not True), True if said else None)
+        egress = joint_egress(row.get("egress"), source.get("egress"))
         joined.append({"study_id": row["study_id"], **facts, "egress": egress})
     return joined
 

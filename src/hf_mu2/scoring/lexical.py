@@ -140,7 +140,7 @@ class LexicalScorer:
 
     def _prepare(self, texts: Sequence[str]) -> _Prepared:
         new = [text for text in dict.fromkeys(texts) if text not in self._tokenized]
-        plain = [separate_han(" ".join(text.lower().split())) for text in new]
+        plain = [_plain(text) for text in new]
         for text, lowered, tokens in zip(new, plain, self._words(plain)):
             self._tokenized[text] = (
                 tokens,
@@ -194,6 +194,18 @@ def score_texts(
     return {name: float(value) for name, value in scorer.scores(sums).items()}
 
 
+def rouge_l(candidates: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Score each report for itself by ROUGE-L, as the protocols `default` and `u2` do; nothing else is computed."""
+    _check_installed()
+    stemmer = _Stemmer()
+    stems = {text: _rouge_tokens(_plain(text), stemmer) for text in dict.fromkeys((*candidates, *references))}
+    pairs = [(stems[mine], stems[theirs]) for mine, theirs in zip(candidates, references, strict=True)]
+    return [
+        2 * lcs_length(theirs, mine) / (len(mine) + len(theirs)) if mine or theirs else 0.0
+        for mine, theirs in pairs
+    ]
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """Tokens and n-gram counts of a list of texts, as far as the protocol needs them."""
@@ -227,6 +239,10 @@ def _tokenizer_13a() -> Callable[[str], str]:
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     return Tokenizer13a()
+
+
+def _plain(text: str) -> str:
+    return separate_han(" ".join(text.lower().split()))
 
 
 def _rouge_tokens(text: str, stemmer: _Stemmer) -> list[str]:

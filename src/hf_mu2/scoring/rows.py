@@ -36,12 +36,13 @@ _FINDINGS = re.compile(r"\bfindings?\s*:", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Report:
-    """One text and whose it is; `labels` holds 0, 1 and `nan` where the file had labels."""
+    """One text and whose it is; `labels` holds 0, 1 and `nan` where the file had labels, `egress` what it said."""
 
     study_id: str
     patient_id: str
     text: str
     labels: np.ndarray | None = None
+    egress: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def read_references(source: Rows, *, section: Section = "both") -> tuple[list[Re
     counts = Counter(repeated_references=0, empty_references=0, chinese_references=0)
     for row in read_rows(source):
         study_id = _study(row)
-        text = clean_reference(_section(_reference_text(row, study_id), section))
+        text = clean_reference(take_section(_reference_text(row, study_id), section))
         if study_id in found:
             if found[study_id].text != text:
                 raise ValueError(
@@ -112,7 +113,7 @@ def read_references(source: Rows, *, section: Section = "both") -> tuple[list[Re
             counts["repeated_references"] += 1
             continue
         patient = str(row.get("patient_id") or patient_of(study_id))
-        found[study_id] = Report(study_id, patient, text, _labels(row))
+        found[study_id] = Report(study_id, patient, text, _labels(row), row.get("egress"))
     references = [report for report in found.values() if report.text]
     counts["empty_references"] = len(found) - len(references)
     counts["chinese_references"] = sum(is_chinese(report.text) for report in references)
@@ -151,7 +152,7 @@ def pair_reports(predictions: Rows, references: Rows | None = None, *, section: 
             "in both."
         )
     cleaned = [clean_candidate(texts.get(report.study_id)) for report in kept]
-    candidates = [_section(text, section) for text, _ in cleaned]
+    candidates = [take_section(text, section) for text, _ in cleaned]
     statuses = [
         status if report.study_id in shared else "missing" for report, (_, status) in zip(kept, cleaned)
     ]
@@ -159,6 +160,18 @@ def pair_reports(predictions: Rows, references: Rows | None = None, *, section: 
     counts["candidates_without_reference"] = len(texts) - len(shared)
     counts["chinese_candidates"] = sum(map(is_chinese, candidates))
     return Pairs(kept, candidates, statuses, counts)
+
+
+def take_section(text: str | None, section: Section) -> str:
+    """Cut a report to its findings or impression; one without headings stays whole."""
+    text = text if isinstance(text, str) else ""
+    impression = _IMPRESSION.search(text)
+    if section == "both" or not (impression or _FINDINGS.search(text)):
+        return text
+    if section == "impression":
+        return text[impression.end() :].strip() if impression else ""
+    findings = text[: impression.start()] if impression else text
+    return _FINDINGS.sub("", findings, count=1).strip()
 
 
 _STATUSES = ("missing", "empty", "unclosed_reasoning")
@@ -190,17 +203,6 @@ def _reference_text(row: Mapping[str, Any], study_id: str) -> str | None:
             parts = {"Findings": row.get(findings), "Impression": row.get(impression)}
             return "\n".join(f"{name}: {text}" for name, text in parts.items() if clean_reference(text))
     return _first(row, _REFERENCE, "a reference", study_id)
-
-
-def _section(text: str | None, section: Section) -> str:
-    text = text if isinstance(text, str) else ""
-    impression = _IMPRESSION.search(text)
-    if section == "both" or not (impression or _FINDINGS.search(text)):
-        return text
-    if section == "impression":
-        return text[impression.end() :].strip() if impression else ""
-    findings = text[: impression.start()] if impression else text
-    return _FINDINGS.sub("", findings, count=1).strip()
 
 
 def _labels(row: Mapping[str, Any]) -> np.ndarray | None:
