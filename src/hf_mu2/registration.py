@@ -123,7 +123,7 @@ def _add_processors(mapping: Any) -> None:
 
 def _add_image_processors(mapping: Any) -> None:
     _add(mapping, Mu2Config, lambda: {"pil": _own("image_processing_mu2", "Mu2ImageProcessor")})
-    _add(mapping, SliceVideo, lambda: {"pil": _own("slices_video", "SliceImageProcessor", "training")})
+    _add(mapping, SliceVideo, lambda: {"pil": _own("slices_image", "SliceImageProcessor", "training")})
 
 
 __all__ = ["register"]

@@ -16,10 +16,12 @@ FULL = [name for name in NAMES if not name.endswith("-tiny") and not name.starts
 # What may differ between a recipe and its twin: how large, how long, on what machine, from which files.
 SIZE_FIELDS = {
     "model_name_or_path", "init.language_model", "init.vision_tower", "init.preset", "init.num_query_tokens",
+    "init.model", "init.spacing",
     "text_model", "preset", "projection_size", "max_text_length", "corpus", "corpus_root", "corpus_options",
     "max_train_studies", "max_eval_studies", "monitor_studies", "num_train_epochs", "per_device_train_batch_size",
     "per_device_eval_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "max_length", "bf16",
     "use_cpu", "dataloader_num_workers", "logging_steps", "sample_steps", "output_dir",
+    "dataset_name", "max_completion_length",
 }  # fmt: skip
 
 

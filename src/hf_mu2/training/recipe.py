@@ -40,8 +40,9 @@ class RecipeArguments:
     Args:
         objective (`str`): A row of `OBJECTIVES`: what is minimised.
         stage (`str`): A row of `hf_mu2.training.stages.STAGES`: what is frozen, what is trained, at which rate.
-        init (`dict`, *optional*): Arguments of `hf_mu2.hub.assemble.assemble` without `output`. The starting checkpoint
-            is then assembled in `<output_dir>/start`; `model_name_or_path` must be left out.
+        init (`dict`, *optional*): Arguments of `hf_mu2.hub.assemble.assemble` without `output`, or with `model` those
+            of `slices_start.add_slices`: a Qwen-VL model that reads CT as slices. The starting checkpoint is then made
+            in `<output_dir>/start`; `model_name_or_path` must be left out.
         corpus (`str`, *optional*): A corpus of `hf_mu2.data.build.CORPORA`, read from `corpus_root`.
         corpus_root (`str`, *optional*): Folder of the corpus.
         corpus_options (`dict`, *optional*): Options of its builder.
@@ -100,7 +101,7 @@ class Objective:
 
 
 # Which module of this folder holds the objective.
-OBJECTIVES = {"sft": "sft", "dpo": "dpo"}
+OBJECTIVES = {"sft": "sft", "dpo": "dpo", "grpo": "grpo", "rloo": "rloo", "negative": "negative"}
 
 
 def objective_of(name: str) -> Objective:
@@ -180,6 +181,8 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     from .curve import draw_curve
     from .monitor import VolumeMonitor
     from .record import RunRecord
+    from .slices_budget import check_budget
+    from .slices_video import SliceVideoProcessor
 
     arguments, training, model_arguments = parse_recipe(recipe, overrides)
     stage = stage_of(arguments.stage)
@@ -211,6 +214,10 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
             VolumeMonitor(trainer, eval_dataset, arguments.monitor_studies, arguments.sample_steps)
         )
     trainer.accelerator.print(describe_training(model))
+    if isinstance(processor, SliceVideoProcessor):
+        first = train_dataset.select(range(min(len(train_dataset), 16)))
+        max_length = training.to_dict().get("max_length")
+        trainer.accelerator.print(check_budget(processor, first, model.config, max_length))
     record.begin(trainer)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training.output_dir))
     trainer.save_model(training.output_dir)
@@ -372,9 +379,12 @@ def _assemble_once(init: dict[str, Any], start: Path) -> Path:
 
     from hf_mu2.hub.assemble import assemble
 
+    from .slices_start import add_slices
+
+    build = add_slices if "model" in init else assemble
     with PartialState().main_process_first():
         if not start.exists():
-            assemble(output=start, **init)
+            build(output=start, **init)
     return start
 
 

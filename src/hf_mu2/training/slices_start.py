@@ -4,15 +4,17 @@ Reads: a checkpoint of Qwen2.5-VL or Qwen3-VL; for the tiny one, the tokenizer o
 Writes: a checkpoint folder that `hf-mu2 train`, `trl sft` and `hf-mu2 predict` take.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from hf_mu2 import embedded_checkpoint
-from hf_mu2.files import new_folder
+from hf_mu2.files import new_folder, replace_text
 
 from .slices_video import FAMILIES, SliceVideoProcessor, slice_processor
 
+RANDOM = "random"
 # The tokens of Qwen2.5-VL and Qwen3-VL that a template or a processor writes.
 QWEN_TOKENS = (
     "<|im_start|>",
@@ -41,6 +43,12 @@ QWEN_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
+# What a checkpoint of ours says of itself, and readers repeat.
+FACTS: dict[str, Any] = {
+    "notice": "Research use only. Not a medical device.",
+    "body_region": None,
+    "trained_on_synthetic_only": False,
+}
 # Of the stock processors, which need torchvision, and of any processor before ours.
 _PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
@@ -49,13 +57,15 @@ def add_slices(model: str | Path, output: str | Path, **options: Any) -> Path:
     """Copy a Qwen-VL checkpoint and give it the processor that reads volumes; weights are copied as files.
 
     Args:
-        model (`str` or `Path`): Folder or Hub id of Qwen2.5-VL or Qwen3-VL.
+        model (`str` or `Path`): Folder or Hub id of Qwen2.5-VL or Qwen3-VL, or `"random"` for [`random_qwen`].
         output (`str` or `Path`): The new checkpoint folder.
         options: Fields of `SliceImageProcessor`.
 
     Raises:
         ValueError: if the model is of another family, or `output` holds something.
     """
+    if model == RANDOM:
+        return random_qwen(output, **options)
     processor = slice_processor(model, **options)
     source = Path(model)
     if not source.is_dir():
@@ -66,6 +76,8 @@ def add_slices(model: str | Path, output: str | Path, **options: Any) -> Path:
         for path in source.iterdir():
             if path.is_file() and path.name not in _PROCESSOR_FILES:
                 shutil.copyfile(path, folder / path.name)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        replace_text(folder / "config.json", json.dumps(FACTS | config, indent=2) + "\n")
         processor.save_pretrained(folder)
     return Path(output)
 
@@ -120,7 +132,7 @@ def random_qwen(output: str | Path, family: str = "qwen2_5_vl", seed: int = 0, *
                 "mrope_section": [2, 2, 2],
             },
             "head_dim": 12,
-            "bos_token_id": None,
+            "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": tokenizer.pad_token_id,
             "tie_word_embeddings": True,
@@ -130,6 +142,7 @@ def random_qwen(output: str | Path, family: str = "qwen2_5_vl", seed: int = 0, *
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
+        **FACTS,
     )
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config)
