@@ -1,0 +1,28 @@
+"""What one visitor may take of the machine."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a running demo.
+
+    Args:
+        upload_bytes (`int`): Largest file taken; a larger one is refused while it arrives.
+        voxels (`int`): Largest volume; a larger one is refused from its header, before memory is taken.
+        zip_members (`int`): Most files in a DICOM zip.
+        question_chars (`int`): Longest question or report text.
+        max_new_tokens (`int`): Longest answer.
+        queue (`int`): Requests that may wait; one more is told to come back.
+        sessions (`int`): Visitors whose volumes are kept; one more, and the longest idle is forgotten.
+        idle_s (`float`): Volumes, answers and unused uploads are deleted after this many seconds without a request.
+    """
+
+    upload_bytes: int = 512 * 2**20
+    voxels: int = 2**28  # 512 x 512 x 1024
+    zip_members: int = 5000
+    question_chars: int = 4000
+    max_new_tokens: int = 512
+    queue: int = 64
+    sessions: int = 64
+    idle_s: float = 1800.0
