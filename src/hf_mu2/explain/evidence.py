@@ -20,6 +20,7 @@ from hf_mu2.reporting.inference import Reader, to_json
 
 from .blocks import BlockGrid, lay_blocks
 from .evidence_figure import PLANES, overlay
+from .faithfulness import Faithfulness, check_faithfulness
 from .forced import ForcedAnswer, force_answer
 from .value_path import ValuePath, check_traceable, trace_values
 
@@ -47,6 +48,7 @@ class SentenceEvidence:
     share: float
     blocks: np.ndarray = field(repr=False)
     grid: BlockGrid = field(repr=False)
+    faithfulness: Faithfulness | None = None
 
     @property
     def heat(self) -> np.ndarray:
@@ -77,7 +79,7 @@ class Explanation:
     volume: Volume = field(repr=False)
     grid: BlockGrid = field(repr=False)
     question_blocks: np.ndarray = field(repr=False)
-    faithfulness: dict[str, Any] = field(default_factory=dict, repr=False)
+    faithfulness: Faithfulness | None = None
 
     @property
     def blocks(self) -> np.ndarray:
@@ -118,7 +120,6 @@ class Explanation:
         """Lay out the machine-readable form, the notice first."""
         return {
             "notice": self.notice,
-            "question": self.question,
             "answer": self.answer,
             "key_slices": self.key_slices,
             "sentences": [
@@ -128,10 +129,11 @@ class Explanation:
                     "log_likelihood": round(sentence.log_likelihood, 4),
                     "share": round(sentence.share, 4),
                     "key_slices": sentence.key_slices,
+                    "faithfulness": _facts(sentence.faithfulness),
                 }
                 for sentence in self.sentences
             ],
-            "faithfulness": self.faithfulness,
+            "faithfulness": _facts(self.faithfulness),
         }
 
 
@@ -143,6 +145,7 @@ def explain_report(
     *,
     history: Sequence[Mapping[str, Any]] | None = None,
     max_new_tokens: int = 512,
+    num_draws: int = 19,
 ) -> Explanation:
     """Say what of a volume an answer rests on.
 
@@ -152,12 +155,22 @@ def explain_report(
         question (`str`): What was asked.
         answer (`str`, *optional*): What was answered, by anyone; generated greedily if absent.
         history (`Sequence[Mapping]`, *optional*): Earlier turns, `{"role", "content"}` with text alone.
+        num_draws (`int`): Random sets of blocks for the faithfulness check, which takes most of the time; 0 leaves it
+            out.
 
     Raises:
         ValueError: if the checkpoint reads no question, the answer is empty, or `history` holds volumes.
     """
     check_traceable(reader.model.config.tokenizer_config)
     forced = force_answer(reader, volume, question, answer, history=history, max_new_tokens=max_new_tokens)
+    return explain_forced(forced, volume, question, num_draws=num_draws)
+
+
+def explain_forced(
+    forced: ForcedAnswer, volume: Volume, question: str, *, num_draws: int = 19
+) -> Explanation:
+    """Explain an answer that is at hand; arguments as in [`explain_report`]."""
+    reader = forced.reader
     grid = lay_blocks(
         volume, reader.processor.image_processor, tuple(reader.model.config.vision_config.patch_size)
     )
@@ -168,20 +181,23 @@ def explain_report(
     question_weights = path.text_attention.sum(dim=1)
     question_tokens = path.push(question_weights) - blind.push(question_weights)
     weight = np.abs(maps).sum(axis=(1, 2, 3))
+    checks, check = [None] * len(maps), None
+    if num_draws:
+        checks, check = check_faithfulness(forced, grid, maps, num_draws=num_draws)
+    sentences = [
+        SentenceEvidence(forced.answer[slice(*span)], span, *numbers, blocks, grid, checked)
+        for span, *numbers, blocks, checked in zip(
+            forced.sentences, likelihoods.tolist(), (weight / max(weight.sum(), 1e-12)).tolist(), maps, checks
+        )
+    ]
+    question_blocks = as_blocks(path.patches(question_tokens), grid)
     return Explanation(
-        reader.notice,
-        question,
-        forced.answer,
-        [
-            SentenceEvidence(forced.answer[slice(*span)], span, float(likelihood), float(share), blocks, grid)
-            for span, likelihood, share, blocks in zip(
-                forced.sentences, likelihoods, weight / max(weight.sum(), 1e-12), maps
-            )
-        ],
-        volume,
-        grid,
-        as_blocks(path.patches(question_tokens), grid),
+        reader.notice, question, forced.answer, sentences, volume, grid, question_blocks, check
     )
+
+
+def _facts(check: Faithfulness | None) -> dict[str, Any] | None:
+    return None if check is None else check.to_dict()
 
 
 def _trace(forced: ForcedAnswer, with_question: bool) -> tuple[ValuePath, torch.Tensor]:

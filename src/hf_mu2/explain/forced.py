@@ -57,22 +57,34 @@ class ForcedAnswer:
                 self.inputs["pixel_values"], self.slab_mask
             ).last_hidden_state
 
+    @property
+    def is_image(self) -> torch.Tensor:
+        """Where soft prompts stand, `(1, length)`."""
+        return self.inputs["input_ids"] == self.reader.model.config.image_token_id
+
+    def soft_prompts(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
+        """Tokenize variants of the volume under the question: `(batch, queries, text width)`."""
+        count = len(vision_hidden_states)
+        return self.reader.model.model.get_image_features(
+            None,
+            self.slab_mask.expand(count, -1, -1),
+            *(part.expand(count, -1) for part in self.question),
+            vision_hidden_states=vision_hidden_states,
+        )
+
+    def embed(self, soft_prompts: torch.Tensor) -> torch.Tensor:
+        """Put soft prompts `(batch, queries, text width)` at the placeholders: `(batch, length, text width)`."""
+        ids = self.inputs["input_ids"].expand(len(soft_prompts), -1)
+        embeds = self.reader.model.get_input_embeddings()(ids)
+        return embeds.masked_scatter(self.is_image[:, :, None], soft_prompts.to(embeds.dtype))
+
     def log_probabilities(self, soft_prompts: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability of every token of the answer, in float32.
-
-        Args:
-            soft_prompts (`torch.Tensor` of shape `(batch, queries, text width)`): What stands at the placeholders.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, answer tokens)`.
-        """
-        model, ids = self.reader.model, self.inputs["input_ids"].expand(len(soft_prompts), -1)
-        is_image = (ids == model.config.image_token_id)[:, :, None]
-        embeds = model.get_input_embeddings()(ids)
-        embeds = embeds.masked_scatter(is_image, soft_prompts.to(embeds.dtype))
+        """Return the log-probability of every token of the answer, `(batch, answer tokens)` in float32."""
+        model, embeds = self.reader.model, self.embed(soft_prompts)
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[:, -self.num_answer_tokens - 1 : -1]).float()
-        return logits.log_softmax(dim=-1).gather(2, ids[:, -self.num_answer_tokens :, None])[..., 0]
+        targets = self.inputs["input_ids"][:, -self.num_answer_tokens :].expand(len(embeds), -1)
+        return logits.log_softmax(dim=-1).gather(2, targets[..., None])[..., 0]
 
     @torch.no_grad()
     def sentence_likelihoods(self, vision_hidden_states: torch.Tensor) -> torch.Tensor:
@@ -84,13 +96,7 @@ class ForcedAnswer:
         Returns:
             `torch.Tensor` of shape `(batch, sentences)`.
         """
-        count = len(vision_hidden_states)
-        soft_prompts = self.reader.model.model.get_image_features(
-            None,
-            self.slab_mask.expand(count, -1, -1),
-            *(part.expand(count, -1) for part in self.question),
-            vision_hidden_states=vision_hidden_states,
-        )
+        soft_prompts = self.soft_prompts(vision_hidden_states)
         return self.log_probabilities(soft_prompts) @ self.sentence_tokens.T
 
     def sentence_gradients(self, visual_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
