@@ -11,7 +11,7 @@ from hf_mu2.files import PARTIAL
 
 from . import checkpoints, phantom, data, prepare, training, plan  # isort: skip
 from . import reports, impressions, labels, evaluate, judge, publish  # isort: skip
-from . import sample  # isort: skip
+from . import sample, pairs  # isort: skip
 from .shared import app, complain
 
 # The order above is that of `hf-mu2 --help`.
@@ -24,6 +24,7 @@ __all__ = [
     "judge",
     "labels",
     "main",
+    "pairs",
     "phantom",
     "plan",
     "prepare",
