@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,12 @@ from .shared import (
     print_result,
     refuse_failed,
 )
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hf_mu2.reporting.inference import Reader
+    from hf_mu2.reporting.report import Report
 
 
 @app.command()
@@ -44,6 +50,20 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Also write report.txt, montage.png and run.json here.")
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also write pdf, dicom-sr, dicom-pdf, fhir-r4 or fhir-r5 to --out; may be repeated."
+        ),
+    ] = None,
+    font: Annotated[Path | None, typer.Option(help="TrueType font for letters the PDF's own lacks.")] = None,
+    allow_demo: Annotated[
+        bool, typer.Option("--allow-demo", help="Clinical formats of a model that knows synthetic CT only.")
+    ] = False,
+    impression_model: Annotated[
+        str | None,
+        typer.Option(help="Language model or adapter that derives the impression from the findings."),
+    ] = None,
     max_new_tokens: MaxNewTokens = 512,
     as_json: AsJson = False,
 ) -> None:
@@ -51,8 +71,16 @@ def report(
 
     On stdout; with --out also as files, with a picture and the record of the run.
     """
+    from hf_mu2.reporting.formats import check_formats, write_formats
+    from hf_mu2.reporting.impressions import follow_with_impression, load_writer
     from hf_mu2.reporting.inference import load_reader
     from hf_mu2.reporting.report import Request, find_volumes, name_of, report_volume, write_report
+
+    check_formats(also or [])
+    if also and out is None:
+        raise ValueError(
+            f"Formats are written to a folder, got `--also {also[0]}` without one. Add `--out DIR`."
+        )
 
     volumes = find_volumes(volume)
     prior_text = None if prior_report is None else prior_report.read_text(encoding="utf-8").strip()
@@ -68,10 +96,13 @@ def report(
         max_new_tokens=max_new_tokens,
     )
     reader = load_reader(model)
+    writer = None if impression_model is None else load_writer(impression_model)
     num_refused = 0
     for path in volumes:
         try:
             result = report_volume(path, reader, request)
+            if writer is not None:
+                result = follow_with_impression(result, writer)
         except ValueError as error:
             if len(volumes) == 1:
                 raise
@@ -82,6 +113,19 @@ def report(
             complain(f"Warning: {message}")
         folder = out if len(volumes) == 1 or out is None else out / name_of(path)
         files = {} if folder is None else write_report(result, folder)
+        if also and folder is not None:
+            slices, pictures = _key_slices(result, reader)
+            files |= write_formats(
+                result,
+                also,
+                folder,
+                path,
+                series=series,
+                key_slices=slices,
+                pictures=pictures,
+                font=font,
+                allow_demo=allow_demo,
+            )
         if as_json:
             places = {"files": {name: str(file) for name, file in files.items()}} if files else {}
             typer.echo(json.dumps(result.to_dict() | places, ensure_ascii=False))
@@ -93,6 +137,22 @@ def report(
         raise ValueError(
             f"{num_refused} of {len(volumes)} volumes in `{volume}` were refused; see above for why."
         )
+
+
+def _key_slices(result: "Report", reader: "Reader") -> tuple[list[int], list[tuple["Image", str]]]:
+    """Picture what the report rests on; the spread of the montage where a checkpoint cannot be traced."""
+    from hf_mu2.explain.evidence import explain_report
+    from hf_mu2.explain.key_slices import picture_key_slices
+    from hf_mu2.reporting.montage import draw_montage
+
+    try:
+        explanation = explain_report(reader, result.volume, result.question, result.text)
+    except ValueError as error:
+        complain(f"Warning: key slices are spread evenly instead of chosen by evidence. {error}")
+        return [], [
+            (draw_montage(result.volume, result.notice, result.study_id), "Slices spread over the body.")
+        ]
+    return picture_key_slices(explanation)
 
 
 @app.command()

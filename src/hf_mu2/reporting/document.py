@@ -76,6 +76,6 @@ def refuse_synthetic(report: Report, what: str) -> None:
     if report.run["trained_on_synthetic_only"]:
         raise ValueError(
             f"A {what} may enter clinical systems, and `{report.run['model']}` was trained on synthetic CT only: what "
-            "it says of a patient is meaningless. Use a checkpoint trained on CT (`--model`), or pass `--allow-demo` to "
-            "try the format."
+            "it says of a patient is meaningless. Use a checkpoint trained on CT (`--model`), or pass `--allow-demo` "
+            "to try the format."
         )

@@ -8,7 +8,7 @@ and a manifest beside it.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from hf_mu2.files import replace_file
 from hf_mu2.reporting.environment import library_versions
 from hf_mu2.reporting.inference import Answer, digest, generate_greedily, to_json
 from hf_mu2.reporting.journal import Journal
+from hf_mu2.reporting.report import Report
 
 NOTICE = "Research software. Not a medical device."
 Rows = Sequence[Mapping[str, Any]]
@@ -126,16 +127,53 @@ def _reports(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         report = json.loads(line)
-        sections = dict(split_sections(report["candidate"]))
-        findings = sections.get("findings") or sections.get("report") or ""
-        if findings:
-            question = f"{IMPRESSION_INSTRUCTION}\n\nFindings: {findings}"
-            rows.append({"study_id": report["study_id"], "prompt": [{"role": "user", "content": question}]})
+        if findings := _findings(report["candidate"]):
+            rows.append({"study_id": report["study_id"], "prompt": _ask_for_impression(findings)})
     if not rows:
         raise ValueError(
             f"Impressions are derived from findings, no report of `{path.name}` has any. Pass the JSONL of `predict`."
         )
     return rows
+
+
+def _findings(report: str) -> str:
+    sections = dict(split_sections(report))
+    return sections.get("findings") or sections.get("report") or ""
+
+
+def _ask_for_impression(findings: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{IMPRESSION_INSTRUCTION}\n\nFindings: {findings}"}]
+
+
+def follow_with_impression(report: Report, writer: Writer, max_new_tokens: int = 128) -> Report:
+    """Give a report the impression that a language model derives from its findings, in place of its own.
+
+    Raises:
+        ValueError: if the report has no findings.
+    """
+    findings = _findings(report.text)
+    if not findings:
+        raise ValueError(
+            f"An impression is derived from findings, the report of `{report.study_id}` has none. Leave out "
+            "`--impression-model`, or ask for findings."
+        )
+    answer = writer.answer([_ask_for_impression(findings)], max_new_tokens)[0]
+    impression = _impression(answer.text)
+    return replace(
+        report,
+        text=f"Findings: {findings}\nImpression: {impression}",
+        run={
+            **report.run,
+            "impression_model": writer.name,
+            "impression_model_revision": writer.digest,
+            "impression_finish_reason": answer.finish_reason,
+        },
+    )
+
+
+def _impression(answer: str) -> str:
+    """Take the impression out of an answer, which a model that writes whole reports puts under a heading."""
+    return dict(split_sections(answer)).get("impression") or answer
 
 
 def write_impressions(

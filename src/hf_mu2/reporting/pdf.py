@@ -156,7 +156,9 @@ def _fonts(document: Document, font: str | Path | None) -> tuple[str, str]:
     from reportlab.pdfbase import pdfmetrics
     from reportlab.pdfbase.ttfonts import TTFError, TTFont
 
-    said = "".join([document.findings, document.impression, *document.warnings, document.notice, document.model])
+    said = "".join(
+        [document.findings, document.impression, *document.warnings, document.notice, document.model]
+    )
     if font is None:
         missing = sorted({letter for letter in said if not _is_western(letter)})
         faces = ("Helvetica", "Helvetica-Bold")
@@ -164,7 +166,9 @@ def _fonts(document: Document, font: str | Path | None) -> tuple[str, str]:
         try:
             face = TTFont("report", str(font))
         except (TTFError, OSError) as error:
-            raise ValueError(f"A font is a TrueType file, `{font}` is not one ({error}). Pass a .ttf.") from error
+            raise ValueError(
+                f"A font is a TrueType file, `{font}` is not one ({error}). Pass a .ttf."
+            ) from error
         pdfmetrics.registerFont(face)
         missing = sorted({letter for letter in said if ord(letter) not in face.face.charToGlyph} - {"\n"})
         faces = ("report", "report")

@@ -55,6 +55,7 @@ class Report:
     warnings: list[str]
     run: dict[str, Any]
     volume: Volume = field(repr=False)
+    question: str = field(repr=False)  # as the model read it; stays out of records, for it may name a patient
 
     def to_dict(self) -> dict[str, Any]:
         """Lay out the machine-readable form, the notice first."""
@@ -125,7 +126,10 @@ def report_volume(source: str | Path, reader: Reader, request: Request = Request
         "timings_s": {"read": round(read - started, 3), "generate": round(done - read, 3)},
         "versions": library_versions(),
     }
-    return Report(reader.notice, content_id(volume), answer.text, answer.finish_reason, messages, run, volume)
+    asked = "".join(part.get("text", "") for part in conversation[0]["content"])
+    return Report(
+        reader.notice, content_id(volume), answer.text, answer.finish_reason, messages, run, volume, asked
+    )
 
 
 def write_report(report: Report, out: str | Path) -> dict[str, Path]:
