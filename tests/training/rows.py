@@ -30,3 +30,26 @@ def write_sft_folder(folder: Path, num_rows: int) -> Path:
         lines.append(json.dumps(row))
     (folder / "train" / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write_pairs_folder(folder: Path, num_rows: int, num_eval_rows: int = 0) -> Path:
+    """Write volumes beside `metadata.jsonl` with the columns of `hf-mu2 pairs`."""
+    for split, number in (("train", num_rows), ("validation", num_eval_rows)):
+        if not number:
+            continue
+        (folder / split).mkdir(parents=True)
+        lines = []
+        for i in range(number):
+            nib.save(tiny_nifti(i), folder / split / f"{i}.nii.gz")
+            row = {
+                "images_file_names": [f"{i}.nii.gz"],
+                "study_id": f"{split}-{i}",
+                "patient_id": f"{split}-patient-{i}",
+                "prompt": turns("user", f"Write the findings, {i % 2}."),
+                "chosen": turns("assistant", f"Findings: {FINDINGS[i % len(FINDINGS)]}"),
+                "rejected": turns("assistant", "Findings: none at all of any kind."[: 20 + 4 * i]),
+                "scores": {"chosen": 0.9, "rejected": 0.1},
+            }
+            lines.append(json.dumps(row))
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
