@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_mu2.files import PARTIAL
 
-from . import checkpoints, phantom, data, prepare, training, plan  # isort: skip
+from . import checkpoints, phantom, data, prepare, training, plan, slices  # isort: skip
 from . import reports, impressions, labels, evaluate, judge, publish  # isort: skip
 from . import sample, pairs  # isort: skip
 from .shared import app, complain
@@ -31,6 +31,7 @@ __all__ = [
     "publish",
     "reports",
     "sample",
+    "slices",
     "training",
 ]
 

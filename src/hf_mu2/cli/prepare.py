@@ -88,7 +88,7 @@ def prepare(
         processor = AutoProcessor.from_pretrained(model or hf_mu2.embedded_checkpoint()).image_processor
     failed: dict[str, str] = {}
     facts: dict[str, dict[str, object]] = {}
-    for name, rows in _open(source, root, split, view).items():
+    for name, rows in open_rows(source, root, split, view).items():
         done = prepare_split(
             rows,
             out,
@@ -131,7 +131,7 @@ def check(
     from hf_mu2.data.check import check_volumes
     from hf_mu2.data.executors import parse_options
 
-    rows = (row for part in _open(source, root, split, Rows.STUDIES).values() for row in part)
+    rows = (row for part in open_rows(source, root, split, Rows.STUDIES).values() for row in part)
     done = check_volumes(
         rows, out, workers=workers, executor=executor.value, options=parse_options(settings or [])
     )
@@ -170,7 +170,7 @@ def relocate(
     print_result({"folder": str(folder), "rows": count}, f"{count} rows: {folder}", as_json)
 
 
-def _open(source: str, root: Path | None, splits: list[str] | None, view: Rows) -> "DatasetDict":
+def open_rows(source: str, root: Path | None, splits: list[str] | None, view: Rows) -> "DatasetDict":
     """Open a folder or a corpus as rows with undecoded images, by split."""
     try:
         from datasets import DatasetDict, load_dataset

@@ -164,6 +164,11 @@ class SliceImageProcessor(BaseImageProcessor):
         """Return volumes as they came: they are opened here, not by Pillow."""
         return image_url_or_urls
 
+    def changed(self, **overrides: Any) -> "SliceImageProcessor":
+        """Return this processor with some fields changed."""
+        settings = {name: getattr(self, name) for name in self.valid_kwargs.__annotations__}
+        return type(self)(**{**settings, **overrides})
+
     def load(self, source: Any) -> Volume:
         """Load any source of `load_volume`, or an array of the form `preprocessed_numpy`, which stays on disk."""
         path = source.get("path") if isinstance(source, dict) and source.get("bytes") is None else source
@@ -207,9 +212,7 @@ class SliceImageProcessor(BaseImageProcessor):
     def videos_of(self, images: Any, **overrides: Any) -> list[list[SliceVideo]]:
         """Turn volumes into lists of videos, in order; an object or path that appears twice is processed once."""
         if overrides:
-            names = self.valid_kwargs.__annotations__
-            settings = {name: getattr(self, name) for name in names} | overrides
-            return type(self)(**settings).videos_of(images)
+            return self.changed(**overrides).videos_of(images)
         sources = flatten(images)
         if not sources:
             raise ValueError(

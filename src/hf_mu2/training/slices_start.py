@@ -82,6 +82,24 @@ def add_slices(model: str | Path, output: str | Path, **options: Any) -> Path:
     return Path(output)
 
 
+def open_slices(model: str | Path, **options: Any) -> SliceVideoProcessor:
+    """Load the processor of a checkpoint of [`add_slices`], or make one for a stock checkpoint.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub id.
+        options: Fields of `SliceImageProcessor` that win over what is saved.
+    """
+    try:
+        saved, _ = SliceVideoProcessor.get_processor_dict(model)
+    except OSError:  # a stock checkpoint may have none
+        saved = {}
+    if saved.get("processor_class") != SliceVideoProcessor.__name__:
+        return slice_processor(model, **options)
+    processor = SliceVideoProcessor.from_pretrained(model)
+    processor.image_processor = processor.image_processor.changed(**options)
+    return processor
+
+
 def random_qwen(output: str | Path, family: str = "qwen2_5_vl", seed: int = 0, **options: Any) -> Path:
     """Write a checkpoint of Qwen2.5-VL's or Qwen3-VL's architecture with about 150,000 random parameters.
 
@@ -166,4 +184,4 @@ def random_qwen(output: str | Path, family: str = "qwen2_5_vl", seed: int = 0, *
     return Path(output)
 
 
-__all__ = ["QWEN_TEMPLATE", "QWEN_TOKENS", "add_slices", "random_qwen"]
+__all__ = ["QWEN_TEMPLATE", "QWEN_TOKENS", "add_slices", "open_slices", "random_qwen"]
