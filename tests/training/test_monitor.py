@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hf_mu2.training.monitor import (
     SpeedMeter,
     answer_losses,
+    as_answered,
     measure_image_dependence,
     order_by_findings,
     watch_tokenizer,
@@ -100,3 +101,18 @@ def test_speed_counts_what_was_seen_since_the_last_log():
     one = meter.read(1)
     assert one["tokens_per_second"] == pytest.approx(25 * one["studies_per_second"], rel=1e-2)
     assert "mfu" not in one and meter.read(1) == {}
+
+
+def test_rows_of_every_objective_are_watched_as_prompt_and_answer():
+    turn, images = [{"role": "user", "content": "Report?"}], ["ct.nii"]
+    answer = [{"role": "assistant", "content": "A mass."}]
+    rows = [
+        {"prompt": turn, "completion": answer},
+        {"prompt": turn, "chosen": answer, "rejected": turn},
+        {"prompt": turn, "reference": "A mass."},
+        {"messages": turn + answer},
+    ]
+    expected = {"images": images, "prompt": turn, "completion": answer}
+    assert all(as_answered({"images": images, "study_id": "s", **row}) == expected for row in rows)
+    with pytest.raises(ValueError, match="Rename the column"):
+        as_answered({"images": images, "prompt": turn})

@@ -38,24 +38,29 @@ class VolumeMonitor(TrainerCallback):
     """Measure image dependence and watch the tokenizer at every evaluation; write a sample report every so often.
 
     Args:
-        trainer (`Trainer`): Gives model, collator and processor. Add the callback to it after it is made.
-        rows (`Dataset`): Evaluation rows with volumes and answers; the first `num_studies` are used.
+        trainer (`Trainer`): Gives model and processor. Add the callback to it after it is made.
+        rows (`Dataset`): Evaluation rows of any objective, see [`as_answered`]; the first `num_studies` are used.
         sample_steps (`int`): Write the report of a fixed study every so many steps, 0 for never.
     """
 
     def __init__(self, trainer: Trainer, rows: Dataset, num_studies: int = 32, sample_steps: int = 0):
+        from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
         self.trainer, self.sample_steps = trainer, sample_steps
         self.rows = rows.select(range(min(num_studies, len(rows))))
         self.order = order_by_findings([answer_of(row) for row in self.rows.remove_columns("images")])
+        # Of its own: what the trainer's collator makes of a row depends on the objective.
+        self.collator = DataCollatorForVisionLanguageModeling(
+            trainer.processing_class, completion_only_loss=True
+        )
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict | None = None, **kwargs: Any
     ) -> None:
         model, size = self.trainer.model, max(2, args.per_device_eval_batch_size)
         with watch_tokenizer(model) as seen:
-            measured = measure_image_dependence(
-                model, self.trainer.data_collator, [self.rows[i] for i in self.order], size
-            )
+            rows = [as_answered(self.rows[i]) for i in self.order]
+            measured = measure_image_dependence(model, self.collator, rows, size)
         measured |= seen.summary()
         logs = {f"eval_{name}": value for name, value in measured.items()}
         if metrics is not None:
@@ -70,10 +75,11 @@ class VolumeMonitor(TrainerCallback):
         """Append the report of the first study and its reference to `samples.md`."""
         if not self.trainer.is_world_process_zero():
             return
-        row = self.rows[0]
+        row = as_answered(self.rows[0])
         text = generate_text(self.trainer.model, self.trainer.processing_class, row)
         path = folder / "samples.md"
-        before = path.read_text(encoding="utf-8") if path.exists() else f"# Reports of `{row['study_id']}`\n"
+        study_id = self.rows[0]["study_id"]
+        before = path.read_text(encoding="utf-8") if path.exists() else f"# Reports of `{study_id}`\n"
         entry = f"\n## Step {step}\n\n{text}\n\n> {answer_of(row)}\n"
         replace_text(path, before + entry)
 
@@ -124,11 +130,23 @@ def peak_flops() -> float | None:
 
 
 def answer_of(row: dict[str, Any]) -> str:
-    """Return the answer of a training row: the completion, the chosen one, or the last assistant turn."""
+    """Return the answer of a training row: completion, chosen completion, last assistant turn or reference."""
     for column in ("completion", "chosen", "messages"):
         if column in row:
             return row[column][-1]["content"]
-    raise ValueError(f"A training row holds `completion`, `chosen` or `messages`, got {sorted(row)}.")
+    if "reference" in row:
+        return row["reference"]
+    raise ValueError(
+        f"A training row holds `completion`, `chosen`, `messages` or `reference`, got {sorted(row)}. Rename the column "
+        "of the answer."
+    )
+
+
+def as_answered(row: dict[str, Any]) -> dict[str, Any]:
+    """Write the row of any objective as one for SFT: volumes, prompt, and the answer as its completion."""
+    prompt = row["prompt"] if "prompt" in row else row["messages"][:-1]
+    completion = [{"role": "assistant", "content": answer_of(row)}]
+    return {"images": row["images"], "prompt": prompt, "completion": completion}
 
 
 def order_by_findings(answers: Sequence[str]) -> list[int]:
@@ -159,12 +177,19 @@ def measure_image_dependence(
         start for start in range(0, len(rows), batch_size) if len(rows) - start > 1
     ]  # one alone has no neighbour
     for start in starts:
-        batch = collator(list(rows[start : start + batch_size]))
-        batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
-        labels = batch.pop("labels")
-        moved = {name: batch[name].roll(1, dims=0) for name in VOLUME_TENSORS if name in batch}
-        right = answer_losses(model(**batch).logits, labels)
-        other = answer_losses(model(**{**batch, **moved}).logits, labels)
+        chosen = list(rows[start : start + batch_size])
+        batch = _collate(collator, chosen, device)
+        if any(name in batch for name in VOLUME_TENSORS):
+            moved = {name: batch[name].roll(1, dims=0) for name in VOLUME_TENSORS if name in batch}
+            swapped = {**batch, **moved}
+        else:  # a model whose placeholders follow from the volume
+            images = [row["images"] for row in chosen]
+            others = [{**row, "images": image} for row, image in zip(chosen, images[-1:] + images[:-1])]
+            swapped = _collate(collator, others, device)
+        right, other = (
+            answer_losses(model(**{**inputs, "labels": None}).logits, inputs["labels"])
+            for inputs in (batch, swapped)
+        )
         rights.append(right)
         differences.append(other - right)
     model.train(was_training)
@@ -175,6 +200,11 @@ def measure_image_dependence(
         "image_dependence": difference.mean().item(),
         "image_dependence_se": (difference.std() / len(difference) ** 0.5).item(),
     }
+
+
+def _collate(collator: Any, rows: Sequence[dict[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
+    batch = collator([dict(row) for row in rows])  # TRL's collators write into the rows
+    return {name: value.to(device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
 
 
 def answer_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
