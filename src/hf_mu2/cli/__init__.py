@@ -10,8 +10,8 @@ from pathlib import Path
 from hf_mu2.files import PARTIAL
 
 from . import checkpoints, phantom, data, prepare, training, plan, slices  # isort: skip
-from . import reports, impressions, labels, evaluate, judge, publish  # isort: skip
-from . import sample, pairs  # isort: skip
+from . import reports, explain, impressions, labels, evaluate, judge, publish  # isort: skip
+from . import sample, pairs, demo  # isort: skip
 from .shared import app, complain
 
 # The order above is that of `hf-mu2 --help`.
@@ -19,7 +19,9 @@ __all__ = [
     "app",
     "checkpoints",
     "data",
+    "demo",
     "evaluate",
+    "explain",
     "impressions",
     "judge",
     "labels",

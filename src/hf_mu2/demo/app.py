@@ -15,17 +15,17 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-import gradio as gr  # noqa: E402
-from starlette.middleware import Middleware  # noqa: E402
+import gradio as gr
+from starlette.middleware import Middleware
 
-from .api import add_endpoints  # noqa: E402
-from .desk import Desk  # noqa: E402
-from .downloads import available  # noqa: E402
-from .niivue import find_niivue  # noqa: E402
-from .page import downloads_html, talk_html, viewer_value  # noqa: E402
-from .phantoms import CASES  # noqa: E402
-from .problems import describe  # noqa: E402
-from .routes import PrivateHeaders, make_routes  # noqa: E402
+from .api import add_endpoints
+from .desk import Desk
+from .downloads import available
+from .niivue import find_niivue
+from .page import downloads_html, talk_html, viewer_value
+from .phantoms import CASES
+from .problems import describe
+from .routes import PrivateHeaders, make_routes
 
 _STATIC = Path(__file__).parent / "static"
 _FRAME_S = 0.08  # between two pictures of a growing answer
@@ -38,8 +38,9 @@ def build_app(desk: Desk) -> gr.Blocks:
     os.environ["GRADIO_TEMP_DIR"] = str(desk.sessions.uploads)
     niivue = find_niivue()
     has_niivue = niivue is not None
-    empty: dict[str, Any] = {"status": "", "kind": ""}
-    source_value = empty | {
+    source_value: dict[str, Any] = {
+        "status": "",
+        "kind": "",
         "upload_bytes": desk.limits.upload_bytes,
         "cases": [{"name": case.name, "title": case.title} for case in CASES],
     }
@@ -67,7 +68,6 @@ def build_app(desk: Desk) -> gr.Blocks:
                     talk_html(nobody),
                     js_on_load=_read("talk.js"),
                     apply_default_css=False,
-                    elem_classes="mu2-talk-box",
                 )
                 with gr.Row(visible=len(desk.models) > 1, elem_classes="mu2-models"):
                     model = gr.Dropdown(desk.models, value=desk.models[0], label="Model")
@@ -83,8 +83,8 @@ def build_app(desk: Desk) -> gr.Blocks:
                         scale=8,
                         min_width=160,
                     )
-                    send = gr.Button("Ask", variant="primary", scale=1, min_width=72)
-                    stop = gr.Button("Stop", scale=1, min_width=72)
+                    send = gr.Button("Ask", variant="primary", scale=1, min_width=84, elem_classes="mu2-send")
+                    stop = gr.Button("Stop", scale=1, min_width=84, elem_classes="mu2-stop")
                 downloads = gr.HTML("", apply_default_css=False)
 
         def on_open(event: gr.EventData, request: gr.Request) -> Any:
@@ -98,7 +98,7 @@ def build_app(desk: Desk) -> gr.Blocks:
             except Exception as error:
                 status, kind = describe(error), "error"
             return (
-                source_value | {"status": status, "kind": kind},
+                source_value | {"status": status, "kind": kind, "revision": session.revision},
                 viewer_value(session, has_niivue),
                 talk_html(session),
                 downloads_html(session, available(session)),
@@ -108,20 +108,21 @@ def build_app(desk: Desk) -> gr.Blocks:
             session = desk.sessions.of(_visitor(request))
             models = [first] if second in (_NO_MODEL, first) else [first, second]
 
-            def frame(working: str = "", problem: str = "", viewed: Any = gr.skip()) -> Any:
+            def frame(working: str = "", problem: str = "", viewed: Any = gr.skip()) -> Any:  # noqa: B008
                 links = downloads_html(session, available(session))
                 return talk_html(session, working, problem), links, "", viewed
 
+            had_heat = session.heat is not None  # of the last answer: it goes when the next one comes
+            drawn = 0.0
             try:
-                drawn = 0.0
-                had_heat = session.heat is not None
                 for _ in desk.ask(session, text, models):
                     if time.monotonic() - drawn > _FRAME_S:
-                        yield frame("Reading the CT under this question")
-                        drawn = time.monotonic()
-                yield frame("Finding what each sentence rests on")
-                desk.explain(session)
-                yield frame(viewed=viewer_value(session, has_niivue) if had_heat else gr.skip())
+                        viewed = viewer_value(session, has_niivue) if had_heat else gr.skip()
+                        yield frame("Reading the CT under this question", viewed=viewed)
+                        drawn, had_heat = time.monotonic(), False
+                for doing in desk.explain(session):
+                    yield frame(doing)
+                yield frame()
             except Exception as error:
                 yield frame(problem=describe(error))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_mu2.explain.evidence import Explanation, SentenceEvidence, explain_report
+from hf_mu2.explain.evidence_figure import PLANES
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.model.volume_mu2 import Volume, guess_body_region
 from hf_mu2.reporting.inference import Reader
@@ -124,18 +125,25 @@ class Desk:
                 if not turn.replies[place].finish_reason:
                     turn.replies[place].finish_reason = "stopped"
 
-    def explain(self, session: Session, turn: int = -1) -> None:
-        """Find what the sentences of one turn rest on."""
+    def explain(self, session: Session) -> Iterator[str]:
+        """Find what the sentences of the last turn rest on: first the maps, then the check of the maps.
+
+        Yields before each step what is being done; the check takes most of the time, and the maps can be looked at
+        meanwhile.
+        """
         volume = session.volume
         if volume is None or not session.turns:
             return
-        turn = turn % len(session.turns)
-        for reply in session.turns[turn].replies:
-            if reply.evidence is None and reply.text.strip():
-                history = history_of(session.turns[:turn], reply.model)
-                reply.evidence = self._explain(
-                    reply.model, volume, session.turns[turn].question, reply.text, history
-                )
+        earlier, turn = session.turns[:-1], session.turns[-1]
+        steps = {"Finding what each sentence rests on": 0, "Testing the maps": self.limits.faithfulness_draws}
+        for doing, draws in steps.items():
+            for reply in turn.replies:
+                if reply.text.strip():
+                    yield doing
+                    history = history_of(earlier, reply.model)
+                    reply.evidence = self._explain(
+                        reply.model, volume, turn.question, reply.text, history, draws
+                    )
 
     def explain_text(
         self, session: Session, question: str, answer: str, model: str | None = None
@@ -148,7 +156,14 @@ class Desk:
         name = self._known([model or self.models[0]])[0]
         self.refuse_long(question, "A question")
         self.refuse_long(answer, "An answer")
-        return self._explain(name, _open_volume(session), question.strip() or DEFAULT_QUESTION, answer, [])
+        return self._explain(
+            name,
+            _open_volume(session),
+            question.strip() or DEFAULT_QUESTION,
+            answer,
+            [],
+            self.limits.faithfulness_draws,
+        )
 
     def refuse_long(self, text: str, what: str) -> None:
         """Refuse a text beyond the limit."""
@@ -166,7 +181,7 @@ class Desk:
     def select(
         self, session: Session, turn: int, reply: int, sentence: int
     ) -> tuple[SentenceEvidence, dict[str, int]]:
-        """Show what one sentence rests on: its heat map, and the slices through the hottest voxel of its key slice.
+        """Show what one sentence rests on: its heat map, and the slices through its hottest voxel.
 
         Raises:
             ValueError: if there is no such sentence.
@@ -174,10 +189,8 @@ class Desk:
         chosen = self._sentence(session, turn, reply, sentence)
         heat = scale_heat(chosen.heat)
         session.select((turn, reply, sentence), heat)
-        slices = chosen.key_slices
-        axial = slices[0] if slices else heat.shape[0] // 2
-        coronal, sagittal = np.unravel_index(int(heat[axial].argmax()), heat.shape[1:])
-        return chosen, {"axial": axial, "coronal": int(coronal), "sagittal": int(sagittal)}
+        hottest = np.unravel_index(int(heat.argmax()), heat.shape)
+        return chosen, dict(zip(PLANES, map(int, hottest)))
 
     def _sentence(self, session: Session, turn: int, reply: int, sentence: int) -> SentenceEvidence:
         try:

@@ -11,7 +11,7 @@ from isal import igzip
 
 from hf_mu2.data.sections import split_sections
 from hf_mu2.explain.evidence import as_nifti
-from hf_mu2.explain.evidence_figure import overlay
+from hf_mu2.explain.key_slices import picture_key_slices
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.reporting.document import Document
 from hf_mu2.reporting.environment import library_versions
@@ -21,8 +21,6 @@ from hf_mu2.reporting.pdf import render_pdf
 from .conversation import Reply
 from .desk import Desk
 from .sessions import Session
-
-NUM_PDF_SLICES = 4
 
 
 def available(session: Session) -> tuple[str, ...]:
@@ -89,26 +87,12 @@ def _text(desk: Desk, session: Session) -> str:
 
 def _pdf(desk: Desk, session: Session) -> bytes:
     """Lay out the reply of the chosen sentence, else the first of the last turn, with its key slices."""
-    assert session.volume is not None
     if session.selected is not None:
-        turn, column, sentence = session.selected
+        turn, column, _ = session.selected
         reply = session.turns[turn].replies[column]
-        assert reply.evidence is not None  # a sentence can be chosen only then
-        chosen, blocks = (
-            f"evidence of: {reply.evidence.sentences[sentence].text}",
-            reply.evidence.sentences[sentence],
-        )
     else:
         reply = _last_replies(session)[0]
-        chosen, blocks = "evidence of the whole answer", reply.evidence
-    pictures = []
-    if blocks is not None:
-        heat = blocks.heat
-        slices = blocks.key_slices[:NUM_PDF_SLICES]
-        pictures = [
-            (overlay(session.volume, heat, "axial", index), f"Axial slice {index + 1}, {chosen}")
-            for index in slices
-        ]
+    pictures = [] if reply.evidence is None else picture_key_slices(reply.evidence)[1]
     sections = dict(split_sections(reply.text))
     findings, impression = sections.get("findings", ""), sections.get("impression", "")
     document = Document(

@@ -13,6 +13,8 @@ class Limits:
         zip_members (`int`): Most files in a DICOM zip.
         question_chars (`int`): Longest question or report text.
         max_new_tokens (`int`): Longest answer.
+        faithfulness_draws (`int`): Random sets of blocks in the check of every heat map; 9 are the fewest that can
+            confirm one.
         queue (`int`): Requests that may wait; one more is told to come back.
         sessions (`int`): Visitors whose volumes are kept; one more, and the longest idle is forgotten.
         idle_s (`float`): Volumes, answers and unused uploads are deleted after this many seconds without a request.
@@ -23,6 +25,7 @@ class Limits:
     zip_members: int = 5000
     question_chars: int = 4000
     max_new_tokens: int = 512
+    faithfulness_draws: int = 9
     queue: int = 64
     sessions: int = 64
     idle_s: float = 1800.0

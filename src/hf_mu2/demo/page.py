@@ -32,8 +32,11 @@ DOWNLOADS = (
 
 
 def viewer_value(session: Session, has_niivue: bool, focus: dict[str, int] | None = None) -> dict[str, Any]:
-    """Say what the viewer shows: the volume behind the session's key, the slices to go to, the heat map if any."""
-    value: dict[str, Any] = {"presets": PRESETS, "planes": None, "heat": False, "caption": ""}
+    """Say what the viewer shows: the volume behind the session's key, the slices to go to, the heat map if any.
+
+    Without a `focus` it stays where it is, or starts in the middle of a new volume.
+    """
+    value: dict[str, Any] = {"presets": PRESETS, "planes": None, "heat": None, "caption": ""}
     volume = session.volume
     if volume is None:
         return value
@@ -48,8 +51,6 @@ def viewer_value(session: Session, has_niivue: bool, focus: dict[str, int] | Non
             "first_mm": float((volume.affine @ first)[axis]),
             "step_mm": float(step_mm),
         }
-    if focus is None:
-        focus = {plane: count // 2 for plane, count in zip(PLANES, volume.array.shape)}
     size = " × ".join(str(count) for count in volume.array.shape[::-1])
     spacing = " × ".join(f"{mm:.2f}" for mm in volume.spacing[::-1])
     shown = ""
@@ -62,9 +63,25 @@ def viewer_value(session: Session, has_niivue: bool, focus: dict[str, int] | Non
         "revision": session.revision,
         "planes": planes,
         "focus": focus,
-        "heat": session.heat is not None,
+        "heat": _heat(session),
         "has_niivue": has_niivue,
         "caption": f"{session.study_id}   {size} voxels of {spacing} mm{shown}",
+    }
+
+
+def _heat(session: Session) -> dict[str, Any] | None:
+    """Say of the sentence whose heat is shown where it rests most, and whether the map passed its check."""
+    if session.selected is None:
+        return None
+    turn, reply, sentence = session.selected
+    evidence = session.turns[turn].replies[reply].evidence
+    if evidence is None:
+        return None
+    chosen = evidence.sentences[sentence]
+    return {
+        "slices": chosen.key_slices[:3],
+        "check": None if chosen.faithfulness is None else chosen.faithfulness.describe(),
+        "is_confirmed": chosen.faithfulness is not None and chosen.faithfulness.is_confirmed,
     }
 
 
@@ -99,7 +116,7 @@ def downloads_html(session: Session, names: tuple[str, ...]) -> str:
 
 
 def labels_of(text: str) -> dict[str, str]:
-    """Name the findings of an answer that it affirms or hedges: `"positive"` wins over `"uncertain"` over `"negative"`."""
+    """Name the findings of a text with what it says of each: `"positive"` wins over `"uncertain"` over `"negative"`."""
     ranks = ("negative", "uncertain", "positive")
     found: dict[str, str] = {}
     for mention in find_labels(text):
@@ -166,14 +183,9 @@ def _sentences(session: Session, place: int, column: int, reply: Reply) -> str:
         parts.append(
             f'<span class="mu2-sentence" role="button" tabindex="0" aria-pressed="{str(is_chosen).lower()}" '
             f'data-turn="{place}" data-reply="{column}" data-sentence="{index}" '
-            f'title="Show what this sentence rests on">{_lines(reply.text[start:end])}</span>'
+            f'title="Shows what this sentence rests on: {sentence.share:.0%} of what the answer draws from the CT">'
+            f"{_lines(reply.text[start:end])}</span>"
         )
-        if is_chosen:
-            slices = ", ".join(str(index + 1) for index in sentence.key_slices[:3])
-            parts.append(
-                f'<span class="mu2-where"> slices {slices} · {sentence.share:.0%} of what the answer draws from the CT'
-                "</span>"
-            )
         at = end
     return "".join(parts) + _lines(reply.text[at:])
 

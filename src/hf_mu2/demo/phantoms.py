@@ -20,9 +20,9 @@ class Case:
 
 # Seeds of the test range: no checkpoint of ours has trained on them.
 CASES = (
-    Case("effusion", "Pleural effusion", 300_000_012, ("Pleural effusion", "Interlobular septal thickening")),
-    Case("heart", "Large heart", 300_000_007, ("Cardiomegaly", "Pericardial effusion")),
-    Case("emphysema", "Emphysema", 300_000_004, ("Emphysema", "Hiatal hernia")),
+    Case("effusion", "Pleural effusion", 300_000_010, ("Pleural effusion", "Interlobular septal thickening")),
+    Case("heart", "Large heart", 300_000_011, ("Cardiomegaly", "Pericardial effusion")),
+    Case("emphysema", "Emphysema", 300_000_012, ("Emphysema", "Hiatal hernia")),
     Case("normal", "No finding", 300_000_001, ()),
 )
 

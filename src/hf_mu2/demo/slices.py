@@ -6,13 +6,12 @@ Writes: PNG and NIfTI bytes. Radiological convention: the patient's right is on 
 
 import io
 import math
-from typing import cast
 
 import numpy as np
 from isal import igzip
 from PIL import Image
 
-from hf_mu2.explain.evidence_figure import PLANES, Plane, overlay
+from hf_mu2.explain.evidence_figure import PLANES, overlay
 from hf_mu2.model.volume_mu2 import Volume
 from hf_mu2.reporting.montage import WINDOWS
 
@@ -49,13 +48,13 @@ def slice_png(
             f"A slice is one of {', '.join(PLANES)} through one of {', '.join(PRESETS)}, got `{plane}` and `{preset}`. "
             "Choose from these."
         )
-    index = min(max(index, 0), volume.array.shape[PLANES.index(cast(Plane, plane))] - 1)
+    index = min(max(index, 0), volume.array.shape[PLANES.index(plane)] - 1)
 
     def draw(warmth: np.ndarray) -> Image.Image:
         return overlay(
             volume,
             warmth,
-            cast(Plane, plane),
+            plane,
             index,
             PRESETS[preset],
             maximum=FULL_HEAT,

@@ -18,6 +18,6 @@ element.addEventListener("keydown", (event) => {
 });
 watch("value", () => { // follow an answer while it grows
   const caret = element.querySelector(".mu2-caret");
-  const box = element.closest(".mu2-talk-box");
+  const box = element.querySelector(".mu2-talk");
   if (caret && box) box.scrollTop = box.scrollHeight;
 });

@@ -5,6 +5,7 @@ const root = ((window.gradio_config && window.gradio_config.root) || "").replace
 const address = (name) => root + name;
 const stage = find(".mu2-stage"), canvas = find(".mu2-canvas"), planes = find(".mu2-planes");
 const presets = find(".mu2-segment"), heatBox = find(".mu2-heat");
+const keySlices = find(".mu2-key-slices"), check = find(".mu2-check");
 const heatOn = find(".mu2-heat-on"), heatOpacity = find(".mu2-heat-opacity");
 const sliders = Object.fromEntries([...element.querySelectorAll(".mu2-sliders input")].map((s) => [s.dataset.plane, s]));
 const AXIS = { sagittal: 0, coronal: 1, axial: 2 }; // of NIfTI voxels (x, y, z)
@@ -12,7 +13,7 @@ const LAYOUTS = {
   wide: [[0, [0, 0, 0.62, 1]], [1, [0.62, 0, 0.38, 0.5]], [2, [0.62, 0.5, 0.38, 0.5]]],
   narrow: [[0, [0, 0, 1, 0.62]], [1, [0, 0.62, 0.5, 0.38]], [2, [0.5, 0.62, 0.5, 0.38]]],
 };
-let shown = null, preset = "Lung", viewer = null, loading = 0, isMoving = false;
+let shown = null, preset = "Lung", viewer = null, loading = 0;
 
 const opacity = () => (heatOn.checked ? Number(heatOpacity.value) / 100 : 0);
 
@@ -23,7 +24,6 @@ function choosePreset(name) {
     button.setAttribute("aria-checked", String(chosen));
     button.tabIndex = chosen ? 0 : -1;
   }
-  draw();
 }
 
 function buildPresets(names) {
@@ -34,15 +34,17 @@ function buildPresets(names) {
     button.setAttribute("role", "radio");
     button.dataset.preset = name;
     button.textContent = name;
-    button.addEventListener("click", () => choosePreset(name));
+    button.addEventListener("click", () => { choosePreset(name); draw(); });
     presets.append(button);
   }
+  choosePreset(preset);
   presets.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
     event.preventDefault();
     const place = (names.indexOf(preset) + step + names.length) % names.length;
     choosePreset(names[place]);
+    draw();
     presets.children[place].focus();
   });
 }
@@ -81,7 +83,7 @@ function draw(only) {
   if (!shown || !shown.planes) return;
   if (viewer) {
     drawVolume();
-  } else if (!shown.has_niivue || !canvas.dataset.starting) {
+  } else if (!shown.has_niivue) { // else NiiVue is starting, and draws when it has
     for (const plane of only ? [only] : Object.keys(AXIS)) drawPlane(plane);
   }
 }
@@ -109,7 +111,7 @@ function drawVolume() {
 }
 
 function follow(location) {
-  if (isMoving || !shown || !shown.planes) return;
+  if (!shown || !shown.planes) return;
   for (const [plane, axis] of Object.entries(AXIS)) {
     const { count } = shown.planes[plane];
     sliders[plane].value = Math.min(count - 1, Math.max(0, Math.round(viewer.scene.crosshairPos[axis] * count - 0.5)));
@@ -125,8 +127,8 @@ async function startNiivue() {
     fontColor: [0.75, 0.8, 0.85, 1], viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "",
     scrollRequiresFocus: true, logLevel: "silent",
   });
-  canvas.hidden = false;
   await started.attachToCanvas(canvas);
+  started.addColormap("mu2", { R: [70, 200, 255, 255], G: [0, 30, 150, 240], B: [10, 20, 30, 160], A: [255, 255, 255, 255], I: [0, 90, 170, 255] });
   started.onLocationChange = follow;
   return started;
 }
@@ -140,16 +142,14 @@ async function loadVolume() {
   find(".mu2-busy").hidden = false;
   try {
     if (!viewer) {
-      canvas.dataset.starting = "yes";
       viewer = await startNiivue();
-      delete canvas.dataset.starting;
     }
     layOut();
     const volumes = [{ url: address(`/files/${shown.key}/volume.nii.gz?v=${shown.study}`), name: "volume.nii.gz" }];
     if (shown.heat) {
       volumes.push({
         url: address(`/files/${shown.key}/heat.nii.gz?v=${shown.revision}`), name: "heat.nii.gz",
-        colormap: "hot", opacity: opacity(), cal_min: 12, cal_max: 255,
+        colormap: "mu2", opacity: opacity(), cal_min: 140, cal_max: 255,
       });
     }
     const wanted = shown.study;
@@ -163,10 +163,13 @@ async function loadVolume() {
   } catch (error) { // no WebGL after all, or no memory: the server draws
     console.warn("NiiVue could not show the volume, the server draws the slices.", error);
     viewer = null;
-    delete canvas.dataset.starting;
     canvas.hidden = true;
     planes.hidden = false;
     shown.has_niivue = false;
+  }
+  if (viewer && viewer.volumes.length > 1) {
+    viewer.volumes[1].colormapType = 2; // below cal_min the fainter the less: the CT stays readable
+    viewer.updateGLVolume();
   }
   if (ticket === loading) {
     find(".mu2-busy").hidden = true;
@@ -177,7 +180,7 @@ async function loadVolume() {
 
 // --- both -----------------------------------------------------------------------------------------------------------
 function show() {
-  const value = props.value;
+  const value = props.value, isNew = !shown || shown.study !== value.study;
   shown = value;
   buildPresets(Object.keys(value.presets));
   const hasStudy = Boolean(value.planes);
@@ -185,19 +188,29 @@ function show() {
   find(".mu2-sliders").hidden = !hasStudy;
   find(".mu2-caption").textContent = value.caption;
   heatBox.hidden = !value.heat;
+  check.textContent = value.heat && value.heat.check ? `Check of this map: ${value.heat.check}.` : "";
+  check.dataset.confirmed = String(Boolean(value.heat && value.heat.is_confirmed));
+  keySlices.replaceChildren(...(value.heat ? value.heat.slices : []).map((number) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = number + 1;
+    button.setAttribute("aria-label", `Go to axial slice ${number + 1}`);
+    button.addEventListener("click", () => { sliders.axial.value = number; sliders.axial.dispatchEvent(new Event("input")); });
+    return button;
+  }));
   if (!hasStudy) {
     canvas.hidden = true;
     for (const image of planes.children) image.hidden = true;
     return;
   }
   for (const [plane, slider] of Object.entries(sliders)) {
-    slider.max = value.planes[plane].count - 1;
-    slider.value = value.focus[plane];
+    const { count } = value.planes[plane];
+    slider.max = count - 1;
+    if (value.focus) slider.value = value.focus[plane];
+    else if (isNew) slider.value = Math.floor(count / 2);
     label(plane);
   }
-  choosePreset(preset);
-  const useNiivue = value.has_niivue && window.niivue && hasWebGL();
-  value.has_niivue = Boolean(useNiivue);
+  value.has_niivue = Boolean(value.has_niivue && window.niivue && hasWebGL());
   planes.hidden = value.has_niivue;
   if (value.has_niivue) {
     canvas.hidden = false;
