@@ -3,6 +3,7 @@
 Shapes: blocks are the patches of a volume as one grid (slabs, rows, columns), padding left out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +27,9 @@ class BlockGrid:
         body (`np.ndarray` of shape `shape`): Share of each block that lies inside the body; 0 outside the volume.
     """
 
-    shape: tuple[int, int, int]
-    axes: tuple[int, int, int]
-    places: tuple[np.ndarray, np.ndarray, np.ndarray]
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    places: tuple[np.ndarray, ...]
     body: np.ndarray
 
     def to_volume(self, blocks: np.ndarray) -> np.ndarray:
@@ -55,9 +56,7 @@ class BlockGrid:
         return (weights * _inside(places, count)[:, None]).astype(np.float32)
 
 
-def lay_blocks(
-    volume: Volume, image_processor: Mu2ImageProcessor, block_size: tuple[int, int, int]
-) -> BlockGrid:
+def lay_blocks(volume: Volume, image_processor: Mu2ImageProcessor, block_size: Sequence[int]) -> BlockGrid:
     """Find the blocks of a volume under the geometry of an image processor.
 
     Args:
@@ -99,7 +98,7 @@ def _inside(places: np.ndarray, count: int) -> np.ndarray:
 
 
 def _mean_per_block(
-    mask: np.ndarray, shape: tuple[int, int, int], axes: tuple[int, int, int], places: tuple[np.ndarray, ...]
+    mask: np.ndarray, shape: tuple[int, ...], axes: tuple[int, ...], places: tuple[np.ndarray, ...]
 ) -> np.ndarray:
     """Average a mask over the voxels of each block, giving each voxel to the block it lies in.
 

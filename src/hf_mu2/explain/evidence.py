@@ -1,5 +1,15 @@
 """What of a volume an answer rests on: heat maps per question and per sentence, on the volume's own grid.
 
+Two kinds of map, both along the exact path of values through the tokenizer (`value_path.py`):
+
+- of a **sentence**: what each patch adds to <gradient, V'>, the gradient being that of the sentence's log-likelihood by
+  the visual tokens V' (gradient x input, https://huggingface.co/papers/1704.02685), which says how much the sentence
+  depends on each soft prompt. The projector begins with a LayerNorm, so the parts of a map sum to about 0: it shows
+  which patches speak for the sentence and which against it.
+- of the **question**: for each of its tokens, attention of the queries to that token times the path from these queries
+  to the patches, minus the same with the path that an empty question leads to (figure 4 of
+  https://huggingface.co/papers/2507.00316, which gives no formula).
+
 Reads: a checkpoint, a volume, a question, and an answer or none.
 Writes: heat maps as NIfTI, overlays as PNG, key slices and figures as JSON, through `Explanation.save`.
 """
@@ -12,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hf_mu2.data.nifti import save_nifti
 from hf_mu2.files import replace_file
@@ -19,7 +30,7 @@ from hf_mu2.model.volume_mu2 import Volume
 from hf_mu2.reporting.inference import Reader, to_json
 
 from .blocks import BlockGrid, lay_blocks
-from .evidence_figure import PLANES, overlay
+from .evidence_figure import draw_planes, draw_slices
 from .faithfulness import Faithfulness, check_faithfulness
 from .forced import ForcedAnswer, force_answer
 from .value_path import ValuePath, check_traceable, trace_values
@@ -40,6 +51,7 @@ class SentenceEvidence:
         share (`float`): Its part of what the whole answer draws from the volume, 0 to 1.
         blocks (`np.ndarray` of shape `grid.shape`): What each patch adds to the log-likelihood, in nats.
         grid (`BlockGrid`): Where the patches lie.
+        faithfulness (`Faithfulness`, *optional*): Whether hiding what the map points at matters.
     """
 
     text: str
@@ -60,6 +72,22 @@ class SentenceEvidence:
         """Axial slices of the volume, most evidence first, at least a patch apart."""
         return rank_slices(self.grid, self.blocks)
 
+    def describe(self) -> str:
+        """Say in one line what the map is worth."""
+        facts = f"{self.share:.0%} of what the answer draws from the volume"
+        return facts if self.faithfulness is None else f"{facts}; {self.faithfulness.describe()}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay out the machine-readable form."""
+        return {
+            "text": self.text,
+            "span": list(self.span),
+            "log_likelihood": round(self.log_likelihood, 4),
+            "share": round(self.share, 4),
+            "key_slices": self.key_slices,
+            "faithfulness": None if self.faithfulness is None else self.faithfulness.to_dict(),
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
@@ -68,8 +96,10 @@ class Explanation:
     Args:
         answer (`str`): The answer, as given or as generated.
         sentences (`list[SentenceEvidence]`): Its sentences in reading order.
-        question_blocks (`np.ndarray` of shape `grid.shape`): How much more the visual tokens read of each patch under
-            this question than under none.
+        question_tokens (`list[str]`): The tokens of the question.
+        question_blocks (`np.ndarray` of shape `(question tokens, *grid.shape)`): How much more the queries that attend
+            to a token read of each patch under this question than under none. Without a unit; sums to 0 per token.
+        faithfulness (`Faithfulness`, *optional*): That of the map of the whole answer.
     """
 
     notice: str
@@ -78,6 +108,7 @@ class Explanation:
     sentences: list[SentenceEvidence]
     volume: Volume = field(repr=False)
     grid: BlockGrid = field(repr=False)
+    question_tokens: list[str] = field(repr=False)
     question_blocks: np.ndarray = field(repr=False)
     faithfulness: Faithfulness | None = None
 
@@ -92,49 +123,55 @@ class Explanation:
         return self.grid.to_volume(self.blocks)
 
     @property
+    def question_heat(self) -> np.ndarray:
+        """The map of the whole question on the grid of the volume (depth, height, width), float32."""
+        return self.grid.to_volume(self.question_blocks.sum(axis=0))
+
+    @property
     def key_slices(self) -> list[int]:
         """Axial slices of the volume, most evidence first, at least a patch apart."""
         return rank_slices(self.grid, self.blocks)
 
-    def save(self, folder: str | Path) -> dict[str, Path]:
-        """Write `heat.nii.gz`, `question.nii.gz`, three overlays and `evidence.json` into a folder.
-
-        The maps have shape and affine of the file the volume came from.
-        """
-        folder = Path(folder)
-        files = {"heat": folder / "heat.nii.gz", "question": folder / "question.nii.gz"}
-        heat = self.heat
-        save_nifti(as_nifti(heat, self.volume), files["heat"])
-        save_nifti(as_nifti(self.grid.to_volume(self.question_blocks), self.volume), files["question"])
-        peak = np.unravel_index(int(heat.argmax()), heat.shape)
-        for plane, index in zip(PLANES, peak):
-            files[plane] = folder / f"{plane}.png"
-            picture = io.BytesIO()
-            overlay(self.volume, heat, plane, int(index)).save(picture, "PNG", optimize=True)
-            replace_file(files[plane], picture.getvalue())
-        files["record"] = folder / "evidence.json"
-        replace_file(files["record"], to_json(self.to_dict()))
-        return files
-
     def to_dict(self) -> dict[str, Any]:
-        """Lay out the machine-readable form, the notice first."""
+        """Lay out the machine-readable form, the notice first; the question stays out, it may name a patient."""
         return {
             "notice": self.notice,
             "answer": self.answer,
             "key_slices": self.key_slices,
-            "sentences": [
-                {
-                    "text": sentence.text,
-                    "span": list(sentence.span),
-                    "log_likelihood": round(sentence.log_likelihood, 4),
-                    "share": round(sentence.share, 4),
-                    "key_slices": sentence.key_slices,
-                    "faithfulness": _facts(sentence.faithfulness),
-                }
-                for sentence in self.sentences
-            ],
-            "faithfulness": _facts(self.faithfulness),
+            "faithfulness": None if self.faithfulness is None else self.faithfulness.to_dict(),
+            "sentences": [sentence.to_dict() for sentence in self.sentences],
         }
+
+    def save(self, folder: str | Path) -> dict[str, Path]:
+        """Write all of it into a folder; `evidence.json` comes last and marks it complete.
+
+        `answer`, `question` and one `sentence_NN` per sentence, each as `.nii.gz` (shape and affine of the file that
+        the volume came from; 16 bits, in nats) and as `.png` through its peak, and `key_slices.png`.
+        """
+        folder = Path(folder)
+        maps = [("answer", self.blocks, ["The whole answer", _line(self.faithfulness)])]
+        maps += [
+            ("question", self.question_blocks.sum(axis=0), ["What the question made the tokenizer read"])
+        ]
+        maps += [
+            (f"sentence_{number:02d}", sentence.blocks, [sentence.text, sentence.describe()])
+            for number, sentence in enumerate(self.sentences, 1)
+        ]
+        files = {}
+        for name, blocks, lines in maps:
+            heat = self.grid.to_volume(blocks)
+            files[f"{name}.nii.gz"] = folder / f"{name}.nii.gz"
+            save_nifti(as_nifti(heat, self.volume), files[f"{name}.nii.gz"])
+            files[f"{name}.png"] = folder / f"{name}.png"
+            _save_png(draw_planes(self.volume, heat, self.notice, lines), files[f"{name}.png"])
+        files["key_slices.png"] = folder / "key_slices.png"
+        slices = draw_slices(
+            self.volume, self.heat, self.key_slices, self.notice, ["Key slices, most evidence first"]
+        )
+        _save_png(slices, files["key_slices.png"])
+        files["evidence.json"] = folder / "evidence.json"
+        replace_file(files["evidence.json"], to_json(self.to_dict()))
+        return files
 
 
 def explain_report(
@@ -163,49 +200,55 @@ def explain_report(
     """
     check_traceable(reader.model.config.tokenizer_config)
     forced = force_answer(reader, volume, question, answer, history=history, max_new_tokens=max_new_tokens)
-    return explain_forced(forced, volume, question, num_draws=num_draws)
+    return explain_forced(forced, num_draws=num_draws)
 
 
-def explain_forced(
-    forced: ForcedAnswer, volume: Volume, question: str, *, num_draws: int = 19
-) -> Explanation:
-    """Explain an answer that is at hand; arguments as in [`explain_report`]."""
+def explain_forced(forced: ForcedAnswer, *, num_draws: int = 19) -> Explanation:
+    """Explain an answer that is at hand; see [`explain_report`]."""
     reader = forced.reader
+    check_traceable(reader.model.config.tokenizer_config)
     grid = lay_blocks(
-        volume, reader.processor.image_processor, tuple(reader.model.config.vision_config.patch_size)
+        forced.volume, reader.processor.image_processor, reader.model.config.vision_config.patch_size
     )
     path, visual_tokens = _trace(forced, with_question=True)
-    blind, _ = _trace(forced, with_question=False)
     likelihoods, gradients = forced.sentence_gradients(visual_tokens)
     maps = as_blocks(path.patches(path.contributions(gradients)), grid)
-    question_weights = path.text_attention.sum(dim=1)
-    question_tokens = path.push(question_weights) - blind.push(question_weights)
-    weight = np.abs(maps).sum(axis=(1, 2, 3))
     checks, check = [None] * len(maps), None
     if num_draws:
         checks, check = check_faithfulness(forced, grid, maps, num_draws=num_draws)
+    weights = np.abs(maps).sum(axis=(1, 2, 3))
     sentences = [
-        SentenceEvidence(forced.answer[slice(*span)], span, *numbers, blocks, grid, checked)
-        for span, *numbers, blocks, checked in zip(
-            forced.sentences, likelihoods.tolist(), (weight / max(weight.sum(), 1e-12)).tolist(), maps, checks
+        SentenceEvidence(forced.answer[slice(*span)], span, likelihood, float(share), blocks, grid, checked)
+        for span, likelihood, share, blocks, checked in zip(
+            forced.sentences, likelihoods.tolist(), weights / max(weights.sum(), 1e-12), maps, checks
         )
     ]
-    question_blocks = as_blocks(path.patches(question_tokens), grid)
+    blind, _ = _trace(forced, with_question=False)
+    asks = path.text_attention.T
+    ids, mask = forced.question_ids
     return Explanation(
-        reader.notice, question, forced.answer, sentences, volume, grid, question_blocks, check
+        reader.notice,
+        forced.question,
+        forced.answer,
+        sentences,
+        forced.volume,
+        grid,
+        [reader.processor.tokenizer.decode([token]) for token in ids[mask].tolist()],
+        as_blocks(path.patches(path.push(asks) - blind.push(asks)), grid),
+        check,
     )
-
-
-def _facts(check: Faithfulness | None) -> dict[str, Any] | None:
-    return None if check is None else check.to_dict()
 
 
 def _trace(forced: ForcedAnswer, with_question: bool) -> tuple[ValuePath, torch.Tensor]:
     model = forced.reader.model.model
-    ids, mask = forced.question
-    embeds = model.get_input_embeddings()(ids)
-    mask = mask if with_question else torch.zeros_like(mask)
-    return trace_values(model.mu2_tokenizer, forced.vision_hidden_states, embeds, forced.slab_mask, mask)
+    ids, mask = forced.question_ids
+    return trace_values(
+        model.mu2_tokenizer,
+        forced.vision_hidden_states,
+        model.get_input_embeddings()(ids),
+        forced.slab_mask,
+        mask if with_question else torch.zeros_like(mask),
+    )
 
 
 def as_blocks(patches: torch.Tensor, grid: BlockGrid) -> np.ndarray:
@@ -215,23 +258,38 @@ def as_blocks(patches: torch.Tensor, grid: BlockGrid) -> np.ndarray:
 
 
 def as_nifti(heat: np.ndarray, volume: Volume) -> "nib.Nifti1Image":
-    """Make a NIfTI image of a map on the grid of a volume, in the orientation of the file it came from."""
+    """Make a NIfTI image of a map on the grid of a volume, in the orientation of the file it came from.
+
+    Stored in 16 bits with a scale: exact to 1/32,000 of the largest value.
+    """
     import nibabel as nib
     from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
     image = nib.Nifti1Image(heat.transpose(2, 1, 0), volume.affine)
     image.header.set_xyzt_units("mm", "sec")
     on_disk = axcodes2ornt(tuple(volume.provenance["orientation_on_disk"]))
-    return image.as_reoriented(ornt_transform(io_orientation(volume.affine), on_disk))
+    image = image.as_reoriented(ornt_transform(io_orientation(volume.affine), on_disk))
+    image.set_data_dtype(np.int16)
+    return image
 
 
 def rank_slices(grid: BlockGrid, blocks: np.ndarray, count: int = NUM_KEY_SLICES) -> list[int]:
-    """Rank axial slices of the volume by the positive evidence in them, one per patch depth at most."""
+    """Rank axial slices of the volume by the positive evidence in them, at least a patch apart."""
     profile = grid.profile(np.maximum(blocks, 0))
-    places = np.asarray(grid.places[0])
+    places = grid.places[0]
     chosen: list[int] = []
     while len(chosen) < count and profile.max(initial=0) > 0:
         best = int(profile.argmax())
         chosen.append(best)
         profile = np.where(np.abs(places - places[best]) < 1, 0, profile)
     return chosen
+
+
+def _line(check: Faithfulness | None) -> str:
+    return "" if check is None else check.describe()
+
+
+def _save_png(picture: Image.Image, path: Path) -> None:
+    content = io.BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    replace_file(path, content.getvalue())

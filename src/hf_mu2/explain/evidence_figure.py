@@ -4,19 +4,26 @@ Reads: a `Volume` (HU, canonical RAS) and a heat map on its grid.
 Writes: RGB images in radiological convention, the patient's right on the picture's left.
 """
 
+import textwrap
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from hf_mu2.model.volume_mu2 import Volume
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")  # in the order of the volume's axes
-SOFT_TISSUE = (40.0, 400.0)  # level and width in HU
+# Level and width in HU.
+SOFT_TISSUE = (40.0, 400.0)
+LUNG = (-600.0, 1500.0)
+_AERATED_HU = -400.0  # between lung and soft tissue
 _OPACITY = 0.6
-# Black, red, yellow, white: ends of the ramp in which heat is drawn.
+# Black, red, yellow, white: the ramp in which heat is drawn.
 _RAMP = np.array([[0, 0, 0], [190, 20, 10], [255, 200, 40], [255, 255, 220]], np.float32)
+_TILE, _GAP, _LINE = 320, 4, 18
+_BLACK, _TEXT, _NOTICE = (12, 13, 16), (236, 238, 240), (255, 190, 70)
 
 
 def overlay(
@@ -44,7 +51,7 @@ def overlay(
         ValueError: for an unknown plane, a slice outside the volume, or a map of another shape.
     """
     if plane not in PLANES:
-        raise ValueError(f"A plane is one of {', '.join(PLANES)}, got `{plane}`.")
+        raise ValueError(f"A plane is one of {', '.join(PLANES)}, got `{plane}`. Pass one of the three.")
     if heat.shape != volume.array.shape:
         raise ValueError(
             f"A heat map lies on the grid of its volume, got {heat.shape} for {volume.array.shape}. Use the volume "
@@ -74,3 +81,52 @@ def overlay(
     return Image.fromarray(pixels.round().astype(np.uint8)).resize(
         (columns, height), Image.Resampling.BILINEAR
     )
+
+
+def choose_window(volume: Volume, heat: np.ndarray) -> tuple[float, float]:
+    """Choose the lung or the soft-tissue window by what the positive heat lies on."""
+    weights = heat.clip(min=0)
+    mean_hu = float((weights * volume.array).sum() / max(float(weights.sum()), 1e-12))
+    return LUNG if weights.any() and mean_hu < _AERATED_HU else SOFT_TISSUE
+
+
+def draw_planes(volume: Volume, heat: np.ndarray, notice: str, lines: Sequence[str]) -> Image.Image:
+    """Draw the three planes through the peak of a map, with what it says of them above.
+
+    Args:
+        notice (`str`): What the reader must know before looking.
+        lines (`Sequence[str]`): Written below it, wrapped.
+    """
+    window = choose_window(volume, heat)
+    peak = np.unravel_index(int(heat.argmax()), heat.shape)
+    tiles = [
+        (overlay(volume, heat, plane, int(index), window, size=_TILE), f"{plane} {index}")
+        for plane, index in zip(PLANES, peak)
+    ]
+    return _lay_out(tiles, notice, lines)
+
+
+def draw_slices(
+    volume: Volume, heat: np.ndarray, slices: Sequence[int], notice: str, lines: Sequence[str]
+) -> Image.Image:
+    """Draw axial slices beside each other, with what they are of above."""
+    window = choose_window(volume, heat)
+    tiles = [(overlay(volume, heat, "axial", z, window, size=_TILE), f"axial {z}") for z in slices]
+    return _lay_out(tiles, notice, lines)
+
+
+def _lay_out(tiles: list[tuple[Image.Image, str]], notice: str, lines: Sequence[str]) -> Image.Image:
+    columns = max(1, len(tiles))
+    width = _GAP + (_TILE + _GAP) * columns
+    wrapped = [part for line in lines for part in textwrap.wrap(line, width // 8) or [""]]
+    header = _LINE * (len(wrapped) + 1) + 12
+    canvas = Image.new("RGB", (width, header + _TILE + _GAP), _BLACK)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
+    draw.text((_GAP + 4, 5), notice, fill=_NOTICE, font=font)
+    for row, line in enumerate(wrapped, 1):
+        draw.text((_GAP + 4, 5 + row * _LINE), line, fill=_TEXT, font=font)
+    for column, (tile, name) in enumerate(tiles):
+        left = _GAP + column * (_TILE + _GAP)
+        canvas.paste(tile, (left + (_TILE - tile.width) // 2, header + (_TILE - tile.height) // 2))
+        draw.text((left + 6, header + 4), name, fill=_TEXT, font=font, stroke_width=2, stroke_fill=_BLACK)
+    return canvas

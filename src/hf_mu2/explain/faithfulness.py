@@ -157,8 +157,11 @@ def _mean_of_neighbours(means: torch.Tensor, visible: torch.Tensor, wanted: torc
     total = (means * visible).sum(dim=(2, 3, 4), keepdim=True)
     fill = (total / visible.sum(dim=(2, 3, 4), keepdim=True).clamp(min=1)).expand(-1, -1, *means.shape[1:])
     for radius in (3, 2, 1):
-        cube = {"kernel_size": 2 * radius + 1, "stride": 1, "padding": radius}
-        weight = F.avg_pool3d(visible, **cube)
-        near = F.avg_pool3d(means * visible, **cube) / weight.clamp(min=1e-9)
+        weight = _cube_mean(visible, radius)
+        near = _cube_mean(means * visible, radius) / weight.clamp(min=1e-9)
         fill = torch.where((weight > 1e-9) & wanted, near, fill)
     return fill
+
+
+def _cube_mean(blocks: torch.Tensor, radius: int) -> torch.Tensor:
+    return F.avg_pool3d(blocks, 2 * radius + 1, stride=1, padding=radius)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from hf_mu2.model.volume_mu2 import Volume
 from hf_mu2.reporting.inference import Reader
@@ -24,7 +24,7 @@ class ForcedAnswer:
     """A prompt with one volume, and an answer to it.
 
     Args:
-        reader (`Reader`): The checkpoint.
+        reader (`Reader`), volume (`Volume`), question (`str`): What was asked of whom about what.
         inputs (`BatchFeature`): What the model reads: `input_ids` of prompt and answer, one row, and the volume.
         answer (`str`): Its text.
         num_answer_tokens (`int`): How many of the last ids are the answer's.
@@ -33,6 +33,8 @@ class ForcedAnswer:
     """
 
     reader: Reader
+    volume: Volume
+    question: str
     inputs: BatchFeature
     answer: str
     num_answer_tokens: int
@@ -45,7 +47,7 @@ class ForcedAnswer:
         return self.inputs["pixel_attention_mask"]
 
     @cached_property
-    def question(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def question_ids(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids of the row and the mask of the question in them, `(1, length)` each."""
         return self.reader.model.model.find_questions(self.inputs["input_ids"], 1)
 
@@ -68,7 +70,7 @@ class ForcedAnswer:
         return self.reader.model.model.get_image_features(
             None,
             self.slab_mask.expand(count, -1, -1),
-            *(part.expand(count, -1) for part in self.question),
+            *(part.expand(count, -1) for part in self.question_ids),
             vision_hidden_states=vision_hidden_states,
         )
 
@@ -142,18 +144,33 @@ def force_answer(
     prompt = reader.prepare([[*turns, *reader.processor.build_messages(volume, question=question)]])
     if answer is None:
         answer = reader.answer(prompt, max_new_tokens)[0].text
-    spans = split_sentences(answer)
+    answer_ids, spans, sentence_tokens = tokenize_sentences(reader.processor.tokenizer, answer)
     if not spans:
         raise ValueError("An answer must hold words to be explained, this one is empty. Ask something else.")
-    encoded = reader.processor.tokenizer(
+    ids = torch.cat([prompt["input_ids"], answer_ids.to(prompt["input_ids"].device)], dim=1)
+    inputs = BatchFeature({**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    return ForcedAnswer(
+        reader, volume, question, inputs, answer, answer_ids.shape[1], spans, sentence_tokens.to(ids.device)
+    )
+
+
+def tokenize_sentences(
+    tokenizer: PreTrainedTokenizerBase, answer: str
+) -> tuple[torch.Tensor, tuple[tuple[int, int], ...], torch.Tensor]:
+    """Tokenize an answer and say which tokens are of which sentence.
+
+    Returns:
+        Ids `(1, tokens)`, start and end of each sentence, and `(sentences, tokens)` float32, 1 where a token is the
+        sentence's.
+    """
+    spans = split_sentences(answer)
+    encoded = tokenizer(
         answer, add_special_tokens=False, return_offsets_mapping=True, return_tensors="pt"
     )
     offsets = encoded["offset_mapping"][0]
-    bounds = torch.tensor(spans)
+    bounds = torch.tensor(spans).reshape(-1, 2)
     overlaps = (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1])
-    ids = torch.cat([prompt["input_ids"], encoded["input_ids"].to(prompt["input_ids"].device)], dim=1)
-    inputs = BatchFeature({**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    return ForcedAnswer(reader, inputs, answer, len(offsets), spans, overlaps.float().to(ids.device))
+    return encoded["input_ids"], spans, overlaps.float()
 
 
 def split_sentences(text: str) -> tuple[tuple[int, int], ...]:

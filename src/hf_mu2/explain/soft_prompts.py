@@ -1,4 +1,4 @@
-"""What the soft prompts of a volume look like to the language model: their nearest words, their size, who looks at them.
+"""What the soft prompts of a volume are to the language model: their nearest words, their size, who looks at them.
 
 The analyses of https://huggingface.co/papers/2312.01504: soft visual prompts against the embeddings of text.
 
@@ -50,7 +50,7 @@ class SoftPrompts:
     Args:
         nearest (`list`): Per soft prompt, the nearest tokens of the vocabulary with their cosine, best first.
         norms (`np.ndarray` of shape `(queries,)`): Euclidean norms of the soft prompts.
-        prompts (`Spread`), words (`Spread`): Of the soft prompts, and of the embeddings of the answer's different tokens.
+        prompts, words (`Spread`): Of the soft prompts, and of the embeddings of the answer's different tokens.
         word_norms (`np.ndarray` of shape `(vocabulary,)`): Norms of all text embeddings.
         attention (`np.ndarray` of shape `(layers, heads)`): Share of attention that goes to the soft prompts, the mean
             over the positions that generate the answer.
