@@ -50,6 +50,7 @@ class Reader:
         name (`str`): Free of paths.
         digest (`str`): Tells the checkpoint from its namesakes.
         revision (`str`): The commit it was loaded from, of a folder the digest.
+        folder (`Path`): Where its files lie, for a Hub id in the cache.
     """
 
     model: PreTrainedModel
@@ -57,6 +58,7 @@ class Reader:
     name: str
     digest: str
     revision: str
+    folder: Path
 
     @property
     def notice(self) -> str:
@@ -162,7 +164,7 @@ def load_reader(model: str | Path | None = None, device: torch.device | str | No
     files = folder if folder.exists() else Path(cached_file(source, "config.json")).parent
     file_digest = _digest_checkpoint(files)
     revision = file_digest if folder.exists() else files.name  # the Hub's cache names folders by commit
-    return Reader(loaded.eval().to(device), processor, name, file_digest, revision)
+    return Reader(loaded.eval().to(device), processor, name, file_digest, revision, files)
 
 
 def digest(value: Any) -> str:
