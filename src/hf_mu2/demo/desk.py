@@ -53,8 +53,11 @@ class Desk:
         ) -> Iterator[Reply]:
             yield from stream_reply(readers_by_name[name], volume, question, history, longest)
 
-        def explain(name: str, volume: Volume, question: str, answer: str, history: Messages) -> Explanation:
-            return explain_report(readers_by_name[name], volume, question, answer, history=history)
+        def explain(
+            name: str, volume: Volume, question: str, answer: str, history: Messages, draws: int
+        ) -> Explanation:
+            reader = readers_by_name[name]
+            return explain_report(reader, volume, question, answer, history=history, num_draws=draws)
 
         self._stream, self._explain = on_gpu(stream), on_gpu(explain)
         self._closed = threading.Event()
