@@ -50,7 +50,7 @@ def test_a_recipe_starts_from_a_configuration_that_holds(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if read(name)["stage"] != "tower"])
 def test_a_recipe_parses_without_an_unknown_field(name):
     arguments, training, model = parse_recipe(name, ["--bf16", "false", "--use_cpu"])
-    assert arguments.stage in STAGES and training.output_dir.startswith(("runs/", "demo-train/"))
+    assert arguments.stage in STAGES and training.output_dir.startswith(("runs/", "demo-train/", "demo-dpo/"))
     assert (arguments.init is None) != (model.model_name_or_path is None)
 
 

@@ -50,6 +50,7 @@ STAGES: dict[str, Stage] = {
     "adapt": Stage(
         0.1, 0.25, 1.0, "Stage 2: the language model, or its adapter; the vision side more slowly."
     ),
+    "frozen_tower": Stage(None, 1.0, 1.0, "Everything but the tower, whose patches may come from a cache."),
     "full": Stage(1.0, 1.0, 1.0, "Everything at one rate, as published for mu2."),
     "impression": Stage(
         None, None, 1.0, "Text only: the language model, or its adapter.", uses_volumes=False
