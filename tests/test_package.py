@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "hf_mu2"
 
 # How a checkpoint is loaded and answers for many studies.
-ANSWERING = {f"reporting.{name}" for name in ("inference", "studies", "environment", "journal")}
+ANSWERING = {f"reporting.{name}" for name in ("inference", "studies", "environment", "journal", "sampling")}
 # What each folder may import from the others; its own files and the package root are always allowed.
 LAYERS = {
     "model": set(),

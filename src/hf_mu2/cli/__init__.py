@@ -11,13 +11,14 @@ from hf_mu2.files import PARTIAL
 
 from . import checkpoints, phantom, data, prepare, training, plan, slices  # isort: skip
 from . import reports, explain, impressions, labels, evaluate, judge, publish  # isort: skip
-from . import sample, pairs, demo  # isort: skip
+from . import sample, pairs, demo, confidence  # isort: skip
 from .shared import app, complain
 
 # The order above is that of `hf-mu2 --help`.
 __all__ = [
     "app",
     "checkpoints",
+    "confidence",
     "data",
     "demo",
     "evaluate",

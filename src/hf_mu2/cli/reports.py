@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,8 @@ from .shared import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
 
     from hf_mu2.reporting.inference import Reader
@@ -64,6 +66,13 @@ def report(
         str | None,
         typer.Option(help="Language model or adapter that derives the impression from the findings."),
     ] = None,
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="Also say how sure to be of each sentence, and where it looks."),
+    ] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Of the confidence.", show_default="that of the checkpoint")
+    ] = None,
     max_new_tokens: MaxNewTokens = 512,
     as_json: AsJson = False,
 ) -> None:
@@ -71,9 +80,10 @@ def report(
 
     On stdout; with --out also as files, with a picture and the record of the run.
     """
+    from hf_mu2.files import replace_file
     from hf_mu2.reporting.formats import check_formats, write_formats
     from hf_mu2.reporting.impressions import follow_with_impression, load_writer
-    from hf_mu2.reporting.inference import load_reader
+    from hf_mu2.reporting.inference import load_reader, to_json
     from hf_mu2.reporting.report import Request, find_volumes, name_of, report_volume, write_report
 
     check_formats(also or [])
@@ -97,6 +107,7 @@ def report(
     )
     reader = load_reader(model)
     writer = None if impression_model is None else load_writer(impression_model)
+    assess = _sentence_assessor(reader, calibration) if confidence else None
     num_refused = 0
     for path in volumes:
         try:
@@ -113,6 +124,12 @@ def report(
             complain(f"Warning: {message}")
         folder = out if len(volumes) == 1 or out is None else out / name_of(path)
         files = {} if folder is None else write_report(result, folder)
+        record = result.to_dict() | ({"sentences": assess(result)} if assess else {})
+        if assess and folder is not None:
+            files["sentences"] = folder / "sentences.json"
+            replace_file(
+                files["sentences"], to_json({key: record[key] for key in ("notice", "study_id", "sentences")})
+            )
         if also and folder is not None:
             slices, pictures = _key_slices(result, reader)
             files |= write_formats(
@@ -128,15 +145,51 @@ def report(
             )
         if as_json:
             places = {"files": {name: str(file) for name, file in files.items()}} if files else {}
-            typer.echo(json.dumps(result.to_dict() | places, ensure_ascii=False))
+            typer.echo(json.dumps(record | places, ensure_ascii=False))
             continue
         heading = f"== {name_of(path)}\n" if len(volumes) > 1 else ""
         picture = f"\n\nPicture: {files['montage']}" if files else ""
-        typer.echo(f"{result.notice}\n{heading}\n{result.text}{picture}")
+        text = _lay_out(result.text, record["sentences"]) if assess else result.text
+        typer.echo(f"{result.notice}\n{heading}\n{text}{picture}")
     if num_refused:
         raise ValueError(
             f"{num_refused} of {len(volumes)} volumes in `{volume}` were refused; see above for why."
         )
+
+
+def _sentence_assessor(
+    reader: "Reader", calibration: Path | None
+) -> "Callable[[Report], list[dict[str, Any]]]":
+    """Return what assesses the sentences of a report, saying so where confidence is not calibrated."""
+    from dataclasses import asdict
+
+    from hf_mu2.explain.confidence import assess_report, find_calibration
+
+    fitted = find_calibration(reader, calibration)
+    if fitted is None:
+        complain(
+            f"Warning: `{reader.name}` has no calibration: sentences come with the share of sampled reports that state "
+            "the same. Fit one with `hf-mu2 confidence collect` and `fit`."
+        )
+    return lambda result: [
+        asdict(sentence)
+        for sentence in assess_report(reader, result.volume, result.question, result.text, fitted)
+    ]
+
+
+def _lay_out(text: str, sentences: list[dict[str, Any]]) -> str:
+    """Put each sentence on a line behind its confidence, or its agreement in brackets where there is none."""
+    lines, done = [], 0
+    for sentence in sentences:
+        start, end = sentence["span"]
+        if heading := text[done:start].strip():
+            lines.append(heading)
+        sure, agreement = sentence["confidence"], sentence["agreement"]
+        number = f" {sure:.2f}" if sure is not None else "" if agreement is None else f"({agreement:.2f})"
+        slices = ", ".join(map(str, sentence["key_slices"][:3]))
+        lines.append(f"{number:<8}{sentence['text']}  [slices {slices}]")
+        done = end
+    return "\n".join(lines)
 
 
 def _key_slices(result: "Report", reader: "Reader") -> tuple[list[int], list[tuple["Image", str]]]:
