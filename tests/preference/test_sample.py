@@ -7,8 +7,9 @@ import torch
 
 from hf_mu2.model.features_mu2 import is_features
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
-from hf_mu2.preference.sample import sample, sample_candidates, sampling_config, seed_of_batch
+from hf_mu2.preference.sample import sample, seed_of_batch
 from hf_mu2.reporting.inference import Reader, generate_greedily, load_reader, read_answers
+from hf_mu2.reporting.sampling import sample_candidates, sampling_config
 from hf_mu2.reporting.studies import open_studies, read_batches
 from hf_mu2.tables import read_rows
 from tests.tiny import tiny_nifti

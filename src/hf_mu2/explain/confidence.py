@@ -22,8 +22,8 @@ from transformers.utils import cached_file
 
 from hf_mu2.files import replace_text
 from hf_mu2.model.volume_mu2 import Volume
-from hf_mu2.preference.sample import sample_candidates, sampling_config
 from hf_mu2.reporting.inference import Answer, Reader
+from hf_mu2.reporting.sampling import sample_candidates, sampling_config
 from hf_mu2.scoring.regions import read_findings
 
 from .evidence import explain_report
