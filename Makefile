@@ -46,7 +46,7 @@ $(BIN)/.stamp-demo: $(BIN)/.stamp-torch pyproject.toml
 
 $(BIN)/.stamp-dev: $(BIN)/.stamp-torch pyproject.toml
 	@echo "Installing hf_mu2 with what the tests need"
-	@$(PIP) -c $(CONSTRAINTS) -e ".[train,score,endpoint,scale,dicom,report,dev]"
+	@$(PIP) -c $(CONSTRAINTS) -e ".[train,score,endpoint,scale,dicom,report,clinical,demo,serve,dev]"
 	@touch $@ $(BIN)/.stamp-demo
 
 demo: $(BIN)/.stamp-demo
