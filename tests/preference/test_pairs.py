@@ -251,3 +251,34 @@ def test_twenty_kills_leave_a_whole_folder_or_none(tmp_path):
     made, expected = runs.finish(), runs.undisturbed
     for path in (expected / "data").iterdir():
         assert pq.read_table(made / "data" / path.name).equals(pq.read_table(path))
+
+
+@pytest.mark.slow
+def test_trl_trains_on_the_folder_and_so_does_our_trainer(tmp_path, volumes, checkpoint):
+    """Once from a shell that never imports the package, once by recipe: the rows and their volumes are found."""
+    from tests.test_trl_cli import trl
+
+    rows = [scored_row(f"s{number}", images=[str(volumes / f"ct{number}.nii.gz")]) for number in (0, 1, 2, 4)]
+    made = make(tmp_path, rows, validation_share=0)
+    trl("dpo", checkpoint, made.folder, tmp_path / "stock", "--max_length", "256")
+    assert (tmp_path / "stock" / "model.safetensors").exists()
+
+    from hf_mu2.training.recipe import train_recipe
+
+    options = {
+        "objective": "dpo",
+        "model_name_or_path": str(checkpoint),
+        "dataset_name": str(made.folder),
+        "stage": "frozen_tower",
+        "cache_features": str(tmp_path / "features"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "max_length": 256,
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "output_dir": str(tmp_path / "ours"),
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(options))  # JSON is YAML
+    assert (train_recipe(recipe) / "model.safetensors").exists()

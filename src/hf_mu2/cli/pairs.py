@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .shared import AsJson, BatchSize, app, complain, print_result
+from .shared import AsJson, BatchSize, MaxNewTokens, app, complain, print_result
 
 
 class Policy(StrEnum):
@@ -55,6 +55,7 @@ def pairs(
         ),
     ] = None,
     batch_size: BatchSize = 4,
+    max_new_tokens: MaxNewTokens = 512,
     seed: Annotated[int, typer.Option(help="Decides draws and the split.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -82,6 +83,7 @@ def pairs(
                 load_reader(noise),
                 seed=seed,
                 batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
                 show_progress=sys.stderr.isatty(),
             )
     has_matplotlib = find_spec("matplotlib") is not None

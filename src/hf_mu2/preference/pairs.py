@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from tqdm import tqdm
+
 from hf_mu2.data.build import is_nifti_path
 from hf_mu2.data.corpus import cut_validation, share_of
 from hf_mu2.files import check_new_folder, new_folder, replace_text
@@ -180,7 +182,10 @@ def make_pairs(
         summary = {"signature": signature, "account": account.to_dict(), **statistics.summary()}
         facts = {
             "command": describe_command(
-                "hf-mu2 pairs SCORED --out DIR", {"policy": rules.policy, "seed": rules.seed}
+                "hf-mu2 pairs SCORED --out DIR",
+                {name: value for name, value in asdict(rules).items() if name != "filters"}
+                | asdict(rules.filters)
+                | {"validation_share": validation_share, "other_patient": other_patient_differences},
             ),
             "rules": asdict(rules),
             "validation_share": validation_share,
@@ -259,7 +264,7 @@ def _all_couples(
     others: OtherPatients | None,
 ) -> Iterator[Couple]:
     """Yield the couples of every source, study by study."""
-    for row in read_rows(scored):
+    for row in tqdm(read_rows(scored), desc="pairs", unit=" studies", disable=None):
         yield from pairs_of_study(row, rules, account)
         if row["images"] is None:
             continue

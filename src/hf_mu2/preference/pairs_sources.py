@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hf_mu2.data.corpus import share_of
-from hf_mu2.model.volume_mu2 import Volume
+from hf_mu2.data.negatives_noise import gaussian_volume, noise_seed
 from hf_mu2.reporting.inference import Reader
 from hf_mu2.reporting.journal import Journal
 from hf_mu2.reporting.studies import place_volumes
@@ -62,8 +61,8 @@ def write_noise_reports(
             for row in batch:
                 try:
                     volumes = [
-                        noise_like(reader.load_volume(image), seed, row["study_id"])
-                        for image in row["images"]
+                        gaussian_volume(reader.load_volume(image), noise_seed(seed, row["study_id"], number))
+                        for number, image in enumerate(row["images"])
                     ]
                     shown[row["study_id"]] = place_volumes(row["prompt"], volumes)
                 except (ValueError, OSError) as error:
@@ -76,13 +75,6 @@ def write_noise_reports(
         answer["study_id"] = name
     journal.close(row["study_id"] for row in rows if "candidate" in journal.finished[row["study_id"]])
     return out
-
-
-def noise_like(volume: Volume, seed: int, study_id: str) -> Volume:
-    """Replace every voxel by Gaussian noise with the mean and the spread of the volume, in HU; its grid stays."""
-    rng = np.random.default_rng([seed, *hashlib.sha256(study_id.encode()).digest()])
-    values = rng.normal(volume.array.mean(), volume.array.std(), volume.array.shape)
-    return replace(volume, array=values.clip(-1024, 3071).round().astype(np.int16))
 
 
 def read_noise_reports(path: str | Path) -> dict[str, str]:
