@@ -12,6 +12,7 @@ from hf_mu2.data.build import load_corpus
 from hf_mu2.data.study import make_study
 from hf_mu2.data.views import (
     impression_rows,
+    online_rows,
     preference_rows,
     report_text,
     sft_rows,
@@ -49,6 +50,18 @@ def test_a_study_without_volume_or_text_gives_no_row():
     assert (
         preference_rows(study(), rejected="") == [] == preference_rows(study(), rejected="Findings: A mass.")
     )
+
+
+def test_an_online_row_asks_as_sft_does_and_keeps_the_report_beside_it(studies):
+    (row,), (sft,) = online_rows(study()), sft_rows(study())
+    assert row == {
+        **{name: sft[name] for name in row if name != "reference"},
+        "reference": "Findings: A mass.",
+    }
+    assert online_rows(study(images=[])) == [] == online_rows(study(), target="impression")
+    rows = view_dataset(studies, "online", target="findings")["train"]
+    assert rows.features == view_features("online", List(Nifti())) and "completion" not in rows.column_names
+    assert rows["reference"][0] == "Nodule of 3 mm, no effusion."
 
 
 def test_an_answer_names_the_letter_and_the_option():

@@ -49,6 +49,18 @@ def test_silence_and_another_script_earn_nothing_even_of_a_normal_study():
         assert reward(["", "<think>no end", chinese], [NORMAL] * 3) == [0, 0, 0]
 
 
+@pytest.mark.parametrize("silence", ["", "<think>no end", "双肺纹理清晰，未见明显结节。"])
+def test_silence_costs_a_batch_more_than_any_words_even_of_a_normal_study(silence):
+    references = [NODULE, EFFUSION, NORMAL, NORMAL]
+    gains = {
+        text: batch_crg_reward([NODULE, EFFUSION, text, NORMAL], references)
+        for text in (silence, NORMAL, NODULE, EFFUSION)
+    }
+    assert gains[silence][2] == min(gains[silence]) < 0
+    assert all(gains[silence][2] < gains[text][2] for text in (NORMAL, NODULE, EFFUSION))
+    assert batch_crg_reward([silence], [NORMAL]) == [0]
+
+
 def test_messages_and_reasoning_are_read_as_their_answer():
     messages = [{"role": "assistant", "content": f"<think>{EFFUSION}</think>{NODULE}"}]
     parts = [{"role": "assistant", "content": [{"type": "text", "text": NODULE}]}]

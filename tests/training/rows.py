@@ -53,3 +53,22 @@ def write_pairs_folder(folder: Path, num_rows: int, num_eval_rows: int = 0) -> P
             lines.append(json.dumps(row))
         (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write_online_folder(folder: Path, num_rows: int) -> Path:
+    """Write volumes beside `metadata.jsonl` with prompts and references."""
+    (folder / "train").mkdir(parents=True)
+    lines = []
+    for i in range(num_rows):
+        nib.save(tiny_nifti(i), folder / "train" / f"{i}.nii.gz")
+        row = {
+            "images_file_names": [f"{i}.nii.gz"],
+            "study_id": f"study-{i}",
+            "patient_id": f"patient-{i}",
+            "egress": True,
+            "prompt": turns("user", "Write the findings."),
+            "reference": f"Findings: {FINDINGS[i % len(FINDINGS)]}",
+        }
+        lines.append(json.dumps(row))
+    (folder / "train" / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

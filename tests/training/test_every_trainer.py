@@ -6,9 +6,10 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from hf_mu2.training.dpo import StageDPOTrainer
 from hf_mu2.training.sft import StageSFTTrainer
 from hf_mu2.training.stages import STAGES, freeze, part_of
 from hf_mu2.training.trainer import StageTrainer
@@ -53,6 +54,10 @@ def make_trainer(kind: str, model, processor, rows: Dataset, out: Path, stage=No
         arguments = SFTConfig(str(out), max_length=512, **COMMON)
         made = SFTTrainer if stage is None else StageSFTTrainer
         return made(model=model, args=arguments, train_dataset=rows, processing_class=processor, **extra)
+    if kind == "kto":
+        arguments = KTOConfig(str(out), max_length=512, **COMMON)
+        labelled = rows.add_column("label", [i % 2 == 0 for i in range(len(rows))])
+        return KTOTrainer(model=model, args=arguments, train_dataset=labelled, processing_class=processor)
     pairs = rows.map(
         lambda row: {"chosen": row["completion"], "rejected": turns("assistant", "Findings: none at all.")},
         remove_columns=["completion"],
@@ -60,11 +65,12 @@ def make_trainer(kind: str, model, processor, rows: Dataset, out: Path, stage=No
     )
     pairs = pairs.cast_column("images", rows.features["images"])
     arguments = DPOConfig(str(out), max_length=512, **COMMON)
-    return DPOTrainer(model=model, args=arguments, train_dataset=pairs, processing_class=processor)
+    made = DPOTrainer if stage is None else StageDPOTrainer
+    return made(model=model, args=arguments, train_dataset=pairs, processing_class=processor, **extra)
 
 
 @pytest.mark.parametrize("name", VOLUME_STAGES)
-@pytest.mark.parametrize("kind", ["transformers", "sft"])
+@pytest.mark.parametrize("kind", ["transformers", "sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_what_is_trained_moves_and_what_is_frozen_does_not(kind, name, checkpoint, rows, tmp_path):
     model, processor = (
         auto.from_pretrained(checkpoint) for auto in (AutoModelForImageTextToText, AutoProcessor)
@@ -78,22 +84,27 @@ def test_what_is_trained_moves_and_what_is_frozen_does_not(kind, name, checkpoin
         assert torch.equal(value.cpu(), before[key]) != is_trained, f"{key} in {name}"
 
 
-@pytest.mark.parametrize("kind", ["transformers", "sft", "dpo"])
+@pytest.mark.parametrize("kind", ["transformers", "sft", "dpo", "stage dpo", "kto"])
 def test_the_loss_changes_with_the_volume(kind, checkpoint, rows, tmp_path):
-    """Also in DPO, whose fused head calls the base model and not the whole."""
+    """Also with TRL's fused head, which calls the base model and not the whole; test_online.py has GRPO and RLOO."""
     processor = AutoProcessor.from_pretrained(checkpoint)
     losses = []
     for order in ([0, 1, 2, 3], [1, 0, 3, 2]):
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-        if kind == "dpo":  # the trainer loads its reference from the checkpoint: let the policy differ
+        if kind in (
+            "dpo",
+            "stage dpo",
+            "kto",
+        ):  # the trainer loads its reference from the checkpoint: let the policy differ
             with torch.no_grad():
                 model.lm_head.weight.mul_(1.5)
         images = rows.select(order)
         moved = rows.remove_columns("images").add_column(
             "images", images.with_format("arrow")["images"], feature=rows.features["images"]
         )
-        trainer = make_trainer(kind, model, processor, moved, tmp_path / str(order[0]))
+        stage = STAGES["full"] if kind == "stage dpo" else None
+        trainer = make_trainer(kind, model, processor, moved, tmp_path / str(order[0]), stage)
         batch = next(iter(trainer.get_train_dataloader()))
         with torch.no_grad():
             losses.append(trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item())

@@ -44,17 +44,18 @@ def batch_crg_reward(
 
     A batch balances rare findings against normal reports, which one report cannot. Differences are scaled by the size
     of the batch, so that they do not shrink with it. A batch of one gets its own CRG. A report that is empty or cannot
-    be read, which denies every finding without a word, gets the least of its batch and no more than 0.
+    be read counts as wrong in every label: it would else be right about all that a study does not show.
     """
     if len(completions) == 1:
         return crg_reward(completions, reference)
     counts = _counts(completions, reference)
+    silent = ~np.array(_said(completions))
+    counts["hits"][silent] = 0
+    counts["predicted"][silent] = (counts["cells"] - counts["support"])[silent]
     whole = total(counts)
     without = {name: whole[name] - column for name, column in counts.items()}
     gain = clinical_scores(whole)["crg"] - clinical_scores(without)["crg"]
-    gains = np.nan_to_num(gain * len(completions), posinf=0.0, neginf=0.0)
-    least = min(0.0, float(gains.min()))
-    return [float(value) if said else least for value, said in zip(gains, _said(completions))]
+    return [float(value) if np.isfinite(value) else 0.0 for value in gain * len(completions)]
 
 
 def length_penalty(
