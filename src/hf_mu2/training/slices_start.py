@@ -165,7 +165,9 @@ def random_qwen(output: str | Path, family: str = "qwen2_5_vl", seed: int = 0, *
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config)
     model.generation_config = GenerationConfig(
-        eos_token_id=[ids["<|im_end|>"]], pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[ids["<|im_end|>"]],
+        pad_token_id=tokenizer.pad_token_id,
     )
     with new_folder(output) as folder:
         model.save_pretrained(folder)
