@@ -128,7 +128,7 @@ async function startNiivue() {
     scrollRequiresFocus: true, logLevel: "silent",
   });
   await started.attachToCanvas(canvas);
-  started.addColormap("mu2", { R: [70, 200, 255, 255], G: [0, 30, 150, 240], B: [10, 20, 30, 160], A: [255, 255, 255, 255], I: [0, 90, 170, 255] });
+  started.addColormap("mu2", { R: [200, 245, 255, 255], G: [20, 70, 170, 245], B: [30, 20, 30, 170], A: [0, 160, 220, 255], I: [0, 90, 170, 255] });
   started.onLocationChange = follow;
   return started;
 }
@@ -149,7 +149,7 @@ async function loadVolume() {
     if (shown.heat) {
       volumes.push({
         url: address(`/files/${shown.key}/heat.nii.gz?v=${shown.revision}`), name: "heat.nii.gz",
-        colormap: "mu2", opacity: opacity(), cal_min: 140, cal_max: 255,
+        colormap: "mu2", opacity: opacity(), cal_min: 0, cal_max: 255,
       });
     }
     const wanted = shown.study;
@@ -168,8 +168,8 @@ async function loadVolume() {
     shown.has_niivue = false;
   }
   if (viewer && viewer.volumes.length > 1) {
-    viewer.volumes[1].colormapType = 2; // below cal_min the fainter the less: the CT stays readable
-    viewer.updateGLVolume();
+    const { id } = viewer.volumes[1];
+    viewer.setModulationImage(id, id, 1); // the less heat, the more of the CT shows through
   }
   if (ticket === loading) {
     find(".mu2-busy").hidden = true;
