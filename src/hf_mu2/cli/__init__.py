@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hf_mu2.files import PARTIAL
 
-from . import checkpoints, phantom, data, prepare, training, plan, slices  # isort: skip
+from . import checkpoints, phantom, data, prepare, training, plan, negatives, slices  # isort: skip
 from . import reports, explain, impressions, labels, evaluate, judge, publish  # isort: skip
-from . import sample, pairs, demo, confidence  # isort: skip
+from . import sample, pairs, demo, confidence, serve  # isort: skip
 from .shared import app, complain
 
 # The order above is that of `hf-mu2 --help`.
@@ -27,6 +27,7 @@ __all__ = [
     "judge",
     "labels",
     "main",
+    "negatives",
     "pairs",
     "phantom",
     "plan",
@@ -34,6 +35,7 @@ __all__ = [
     "publish",
     "reports",
     "sample",
+    "serve",
     "slices",
     "training",
 ]

@@ -1,7 +1,7 @@
 """Whose volume may stand in for whose: the negatives of the dual-path constraint.
 
 Reads: patients and labels of studies, and how they look where that is known (`negatives_pool.py`).
-Writes: nothing; a draw is computed from its seed and epoch.
+Writes: on request, a JSONL table of who takes whose volume; a draw is computed from its seed and epoch.
 
 A negative keeps a study's question and report and takes another volume. Four policies say which:
 
@@ -20,12 +20,16 @@ Labels are compared where both studies know them. A Gaussian negative needs no d
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_mu2.files import replace_text
 
 from .study import FINDING_LABELS
 
@@ -162,24 +166,46 @@ def describe_draw(candidates: Candidates, draw: Draw) -> dict[str, Any]:
     }
 
 
+def write_draw(
+    out: str | Path, candidates: Candidates, draw: Draw, manifest: Mapping[str, Any] | None = None
+) -> None:
+    """Write one line per study, the study whose volume is taken and how far it is; a manifest goes beside."""
+    out = Path(out)
+    lines = (
+        {
+            "study_id": study_id,
+            "negative_study_id": candidates.study_ids[partner],
+            "distance": int(distance),
+            "relaxed": int(relaxed),
+        }
+        for study_id, partner, distance, relaxed in zip(
+            candidates.study_ids, draw.partner, draw.distance, draw.relaxed
+        )
+    )
+    replace_text(out, "".join(json.dumps(line) + "\n" for line in lines))
+    if manifest is not None:
+        replace_text(out.with_name(f"{out.stem}.manifest.json"), json.dumps(dict(manifest), indent=2) + "\n")
+
+
 @dataclass(frozen=True)
 class _LabelBits:
     """Labels as bits of one integer per study: a distance is then one XOR and one count."""
 
     present: np.ndarray
     known: np.ndarray
+    all_known: bool
 
     @classmethod
     def of(cls, labels: np.ndarray) -> _LabelBits:
         if labels.shape[1] > 32:
             raise ValueError(f"At most 32 labels are compared, got {labels.shape[1]}. Leave some out.")
         weights = np.uint32(1) << np.arange(labels.shape[1], dtype=np.uint32)
-        return cls((labels == 1) @ weights, (labels >= 0) @ weights)
+        return cls((labels == 1) @ weights, (labels >= 0) @ weights, bool((labels >= 0).all()))
 
     def differing(self, first: Any, second: Any) -> np.ndarray:
         """Return the bits in which studies differ and which both know; indices or slices, broadcast."""
-        both = self.known[first] & self.known[second]
-        return (self.present[first] ^ self.present[second]) & both
+        differing = self.present[first] ^ self.present[second]
+        return differing if self.all_known else differing & self.known[first] & self.known[second]
 
     def distance(self, first: Any, second: Any) -> np.ndarray:
         return np.bitwise_count(self.differing(first, second))
@@ -254,7 +280,8 @@ def _nearest(
     for rows in _blocks(len(patients)):
         differing = bits.differing(rows[:, None], slice(None))
         distance = np.bitwise_count(differing)
-        distance[(differing & matters == 0) | (patients[rows, None] == patients)] = 255
+        distance[differing & matters == 0] = 255
+        distance[patients[rows, None] == patients] = 255
         nearest = distance.min(axis=1)
         if (nearest == 255).any():
             raise ValueError(
