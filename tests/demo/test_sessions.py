@@ -86,7 +86,9 @@ def test_a_request_leaves_nothing_even_when_it_fails(sessions):
 
 def test_what_a_killed_demo_left_is_removed_by_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
     left, ours = tmp_path / f"hf_mu2_demo_{gone.stdout.strip()}_x", tmp_path / f"hf_mu2_demo_{os.getpid()}_x"
     left.mkdir()
     ours.mkdir()

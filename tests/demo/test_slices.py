@@ -72,7 +72,11 @@ def test_the_volume_for_the_browser_is_the_volume_and_says_nothing_else():
     image = nib.Nifti1Image.from_bytes(gzip.decompress(browser_nifti(volume, volume.array)))
     np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), volume.array)
     np.testing.assert_allclose(image.affine, volume.affine)
-    assert image.header["descrip"] == b"" and image.header["db_name"] == b"" and len(image.header.extensions) == 0
+    assert (
+        image.header["descrip"] == b""
+        and image.header["db_name"] == b""
+        and len(image.header.extensions) == 0
+    )
 
 
 def test_a_large_volume_is_thinned_along_its_finest_axes_and_stays_in_place(monkeypatch):

@@ -4,6 +4,7 @@ Every turn shows the volume again beside its own question: the mu2 tokenizer rea
 the volume, so each question draws its own tokens from the CT. Earlier turns stay as text.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from hf_mu2.explain.confidence import AssessedSentence, Calibration, describe_report
 from hf_mu2.explain.evidence import Explanation
+from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.model.volume_mu2 import Volume
 from hf_mu2.reporting.inference import Reader
 
@@ -30,6 +33,7 @@ class Reply:
         finish_reason (`str`): `"eos"`, `"length"`, `"stopped"` by the visitor, `""` while it is written.
         seconds (`float`): How long it took.
         evidence (`Explanation`, *optional*): What its sentences rest on, once that is known.
+        assessed (`list[AssessedSentence]`): How sure to be of its sentences, once that is known.
     """
 
     model: str
@@ -37,6 +41,7 @@ class Reply:
     finish_reason: str = ""
     seconds: float = 0.0
     evidence: Explanation | None = None
+    assessed: list[AssessedSentence] = field(default_factory=list)
 
 
 @dataclass
@@ -116,3 +121,31 @@ def stream_reply(
     ended = torch.tensor(reader.model.generation_config.eos_token_id).reshape(-1).tolist()
     reason = "eos" if int(done["ids"][0, -1]) in ended else "length"
     yield Reply(reader.name, text.strip(), reason, time.perf_counter() - started)
+
+
+def assess_reply(
+    reader: Reader,
+    calibration: Calibration | None,
+    num_samples: int,
+    volume: Volume,
+    question: str,
+    answer: str,
+    history: Messages,
+) -> list[AssessedSentence]:
+    """Say how sure to be of each sentence of a reply, as [`~hf_mu2.explain.confidence.assess_report`] does."""
+    prompt = reader.prepare([[*history, *reader.processor.build_messages(volume, question=question)]])
+    num_samples = num_samples if calibration is None else calibration.num_samples
+    return [
+        AssessedSentence(
+            sentence.text,
+            sentence.span,
+            # Fitted on reports: it says nothing about other questions, or about a turn that follows others.
+            calibration.confidence(sentence)
+            if calibration and question == DEFAULT_QUESTION and not history
+            else None,
+            sentence.agreement,
+            math.exp(sentence.mean_log_probability),
+            [],
+        )
+        for sentence in describe_report(reader, prompt, answer, num_samples=num_samples)
+    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hf_mu2.explain.confidence import AssessedSentence, find_calibration
 from hf_mu2.explain.evidence import Explanation, SentenceEvidence, explain_report
 from hf_mu2.explain.evidence_figure import PLANES
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
@@ -17,7 +18,7 @@ from hf_mu2.model.volume_mu2 import Volume, guess_body_region
 from hf_mu2.reporting.inference import Reader
 from hf_mu2.reporting.report import content_id, out_of_domain
 
-from .conversation import Messages, Reply, Turn, history_of, stream_reply
+from .conversation import Messages, Reply, Turn, assess_reply, history_of, stream_reply
 from .gpu import on_gpu
 from .limits import Limits
 from .phantoms import make_case
@@ -47,6 +48,8 @@ class Desk:
         # The published preprocessing reads scanner padding; the others cut it off with their HU window anyway.
         self._clamp = all(reader.processor.image_processor.mode != "official" for reader in readers)
         readers_by_name = self.readers  # ZeroGPU pickles arguments: models go by name
+        calibrations = {reader.name: find_calibration(reader) for reader in readers}
+        samples = self.limits.confidence_samples
 
         def stream(
             name: str, volume: Volume, question: str, history: Messages, longest: int
@@ -59,7 +62,14 @@ class Desk:
             reader = readers_by_name[name]
             return explain_report(reader, volume, question, answer, history=history, num_draws=draws)
 
-        self._stream, self._explain = on_gpu(stream), on_gpu(explain)
+        def assess(
+            name: str, volume: Volume, question: str, answer: str, history: Messages
+        ) -> list[AssessedSentence]:
+            return assess_reply(
+                readers_by_name[name], calibrations[name], samples, volume, question, answer, history
+            )
+
+        self._stream, self._explain, self._assess = on_gpu(stream), on_gpu(explain), on_gpu(assess)
         self._closed = threading.Event()
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
 
@@ -129,24 +139,28 @@ class Desk:
                     turn.replies[place].finish_reason = "stopped"
 
     def explain(self, session: Session) -> Iterator[str]:
-        """Find what the sentences of the last turn rest on: first the maps, then the check of the maps.
+        """Find what the sentences of the last turn rest on, how sure to be of them, and whether the maps hold.
 
-        Yields before each step what is being done; the check takes most of the time, and the maps can be looked at
-        meanwhile.
+        Yields before each step what is being done: the maps can be looked at while the rest is worked out.
         """
         volume = session.volume
         if volume is None or not session.turns:
             return
         earlier, turn = session.turns[:-1], session.turns[-1]
-        steps = {"Finding what each sentence rests on": 0, "Testing the maps": self.limits.faithfulness_draws}
-        for doing, draws in steps.items():
-            for reply in turn.replies:
-                if reply.text.strip():
-                    yield doing
-                    history = history_of(earlier, reply.model)
-                    reply.evidence = self._explain(
-                        reply.model, volume, turn.question, reply.text, history, draws
-                    )
+        replies = [reply for reply in turn.replies if reply.text.strip()]
+        asked = {
+            reply.model: (volume, turn.question, reply.text, history_of(earlier, reply.model))
+            for reply in replies
+        }
+        for reply in replies:
+            yield "Finding what each sentence rests on"
+            reply.evidence = self._explain(reply.model, *asked[reply.model], 0)
+        for reply in replies:
+            yield "Asking again, to see which sentences come back"
+            reply.assessed = self._assess(reply.model, *asked[reply.model])
+        for reply in replies:
+            yield "Testing the maps"
+            reply.evidence = self._explain(reply.model, *asked[reply.model], self.limits.faithfulness_draws)
 
     def explain_text(
         self, session: Session, question: str, answer: str, model: str | None = None

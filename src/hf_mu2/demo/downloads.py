@@ -55,7 +55,9 @@ def run_record(desk: Desk, session: Session) -> dict[str, Any]:
     turns = []
     for turn in session.turns:
         for reply in turn.replies:
-            evidence = None if reply.evidence is None else reply.evidence.to_dict()["sentences"]
+            evidence = [] if reply.evidence is None else reply.evidence.to_dict()["sentences"]
+            for sentence, assessed in zip(evidence, reply.assessed):
+                sentence |= {"confidence": assessed.confidence, "agreement": assessed.agreement}
             turns.append(
                 {
                     "model": reply.model,

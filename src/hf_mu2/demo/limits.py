@@ -13,6 +13,8 @@ class Limits:
         zip_members (`int`): Most files in a DICOM zip.
         question_chars (`int`): Longest question or report text.
         max_new_tokens (`int`): Longest answer.
+        confidence_samples (`int`): Reports sampled to see which sentences come back; a checkpoint's calibration has a
+            number of its own.
         faithfulness_draws (`int`): Random sets of blocks in the check of every heat map; 9 are the fewest that can
             confirm one.
         queue (`int`): Requests that may wait; one more is told to come back.
@@ -25,6 +27,7 @@ class Limits:
     zip_members: int = 5000
     question_chars: int = 4000
     max_new_tokens: int = 512
+    confidence_samples: int = 8
     faithfulness_draws: int = 9
     queue: int = 64
     sessions: int = 64

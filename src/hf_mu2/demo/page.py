@@ -184,10 +184,27 @@ def _sentences(session: Session, place: int, column: int, reply: Reply) -> str:
             f'<span class="mu2-sentence" role="button" tabindex="0" aria-pressed="{str(is_chosen).lower()}" '
             f'data-turn="{place}" data-reply="{column}" data-sentence="{index}" '
             f'title="Shows what this sentence rests on: {sentence.share:.0%} of what the answer draws from the CT">'
-            f"{_lines(reply.text[start:end])}</span>"
+            f"{_lines(reply.text[start:end])}</span>{_sureness(reply, sentence.span)}"
         )
         at = end
     return "".join(parts) + _lines(reply.text[at:])
+
+
+def _sureness(reply: Reply, span: tuple[int, int]) -> str:
+    """Show the calibrated confidence of a sentence, or how many of the sampled reports agree with it."""
+    assessed = next((sentence for sentence in reply.assessed if sentence.span == span), None)
+    if assessed is None or assessed.agreement is None:  # it states nothing that can be compared
+        return ""
+    agreement = f"{assessed.agreement:.0%} of the reports sampled from the model state the same"
+    if assessed.confidence is None:
+        share, says = assessed.agreement, f"{agreement}. Not a calibrated confidence."
+    else:
+        share = assessed.confidence
+        says = (
+            f"Confidence {share:.0%}: how often such sentences were right on validation studies. {agreement}."
+        )
+    level = "high" if share >= 0.8 else "middle" if share >= 0.5 else "low"
+    return f'<sup class="mu2-sure {level}" title="{says}" aria-label="{says}">{share:.0%}</sup>'
 
 
 def _chips(text: str, truth: str | None) -> str:
