@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from .labels import Mention, Uncertain, mentions_in
@@ -209,7 +209,8 @@ _COUNT = {
 _NUMBER = re.compile(rf"(?<![\w.,])\d+(?:[.,]\d+)?(?!\w)|\b(?:{'|'.join(_COUNT)})\b")
 
 
-def _read(text: str, *, with_labels: bool = False) -> list[_Sentence]:
+@lru_cache(maxsize=64)  # one original is compared with many rewrites
+def _read(text: str, *, with_labels: bool = False) -> tuple[_Sentence, ...]:
     even = even_text(text)
     read = []
     context: tuple[str, ...] = ()
@@ -235,7 +236,9 @@ def _read(text: str, *, with_labels: bool = False) -> list[_Sentence]:
         taken = [(draft.start, draft.end) for draft in drafts]
         for head, first, last, clause in _heads(sentence, organs):
             if not any(first < other[1] and other[0] < last for other in taken):
-                names = _organs_of(head, first, last, clause, organs, context)
+                # "Nephrolithiasis with a stone of 7 mm": the stone is where the first word puts it.
+                same = [draft.organs for draft in drafts if draft.head == head.name and not organs]
+                names = same[0] if same else _organs_of(head, first, last, clause, organs, context)
                 polarity = _polarity(head, sentence[slice(*clause)], first - clause[0], last - clause[0])
                 drafts += _drafts(names, head.name, polarity, (first, last), clause, with_labels)
         if organs:
@@ -254,7 +257,7 @@ def _read(text: str, *, with_labels: bool = False) -> list[_Sentence]:
             for organ in draft.organs
         ]
         read.append(_Sentence(sentence, tuple(findings), loose))
-    return read
+    return tuple(read)
 
 
 def _drafts(
@@ -439,7 +442,7 @@ def _distinct(findings: list[RegionFinding]) -> set[RegionFinding]:
     }
 
 
-def _unread(original: list[_Sentence], rewrite: list[_Sentence]) -> list[str]:
+def _unread(original: tuple[_Sentence, ...], rewrite: tuple[_Sentence, ...]) -> list[str]:
     """List what only one of the texts holds and no finding took."""
     unread = []
     silent = [
