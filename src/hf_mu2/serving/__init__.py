@@ -1,0 +1,1 @@
+"""A checkpoint as a service: an OpenAI-compatible endpoint, DICOMweb in, and a watched folder."""

@@ -1,0 +1,26 @@
+"""What a client may take of the machine."""
+
+from dataclasses import dataclass, field
+
+from hf_mu2.demo.limits import Limits
+
+
+@dataclass(frozen=True)
+class ServingLimits:
+    """Limits of a running endpoint.
+
+    Args:
+        volumes (`Limits`): Of one volume, its size, voxels and zip members, and of a question.
+        inline_bytes (`int`): Largest JSON body, which is held in memory; larger volumes are uploaded.
+        waiting (`int`): Requests that may wait for the model; one more is told when to come back.
+        loaded (`int`): Volumes in memory at once: one being answered, others being read.
+        stored_bytes (`int`): All uploads together.
+        keep_s (`float`): An upload is deleted after this many seconds.
+    """
+
+    volumes: Limits = field(default_factory=Limits)
+    inline_bytes: int = 96 * 2**20
+    waiting: int = 16
+    loaded: int = 2
+    stored_bytes: int = 4 * 2**30
+    keep_s: float = 3600.0
