@@ -61,7 +61,7 @@ class Batch:
 
 
 def open_studies(dataset: str | Path, split: str | None = None) -> Studies:
-    """Open a folder with `metadata.jsonl`, csv or Parquet through `datasets`, any other folder as volumes.
+    """Open a folder with `metadata.jsonl`, csv, Parquet or prepared volumes through `datasets`, any other as volumes.
 
     Rows without a `study_id` are numbered in their order, volumes of a folder in that of their names.
     """
@@ -71,7 +71,7 @@ def open_studies(dataset: str | Path, split: str | None = None) -> Studies:
             f"The dataset must be a folder, got `{dataset}`. Make one with `hf-mu2 phantom --out DIR`, or fetch one "
             "with `hf download --repo-type dataset`."
         )
-    if any(path.suffix == ".parquet" or path.stem == "metadata" for path in dataset.rglob("*.*")):
+    if _is_dataset(dataset):
         return _open_dataset(dataset, split)
     paths = find_volumes(dataset)
     ids = _number(len(paths))
@@ -173,6 +173,14 @@ def _prepare(studies: list[LoadedStudy], refused: dict[str, str], reader: Reader
         refused = refused | batch.refused
     fine = [study for batch in alone for study in batch.studies]
     return Batch(fine, reader.prepare([study.conversation for study in fine]) if fine else None, refused)
+
+
+def _is_dataset(folder: Path) -> bool:
+    """Tell a folder with a table of rows, e.g. of prepared volumes, whose card names it, from one of volumes alone."""
+    card = folder / "README.md"
+    if card.is_file() and "data_files:" in card.read_text(encoding="utf-8", errors="replace"):
+        return True
+    return any(path.suffix == ".parquet" or path.stem == "metadata" for path in folder.rglob("*.*"))
 
 
 def _open_dataset(folder: Path, split: str | None) -> Studies:
