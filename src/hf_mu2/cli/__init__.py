@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_mu2.files import PARTIAL
 
-from . import checkpoints, phantom, data, prepare, training, plan, negatives, slices  # isort: skip
+from . import checkpoints, phantom, data, prepare, rewrite, training, plan, negatives, slices  # isort: skip
 from . import reports, explain, impressions, labels, evaluate, judge, publish  # isort: skip
 from . import sample, pairs, demo, confidence, serve  # isort: skip
 from .shared import app, complain
@@ -34,6 +34,7 @@ __all__ = [
     "prepare",
     "publish",
     "reports",
+    "rewrite",
     "sample",
     "serve",
     "slices",

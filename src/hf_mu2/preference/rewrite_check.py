@@ -52,7 +52,7 @@ REASONS = (
 # Words of the paraphrase per word of the original. Dictated phrases say "No effusion" for "There is no evidence of an
 # effusion"; below or above these something else than the wording has changed.
 SHORTEST, LONGEST = 0.4, 2.2
-_WHOLE = (None, "stop", "eos_token")  # servers that name no reason for the end are believed
+WHOLE = (None, "stop", "eos_token")  # servers that name no reason for the end are believed
 _PREAMBLE = re.compile(
     r"^\W*(?:sure\b|certainly\b|of course\b|okay\b|ok\b|absolutely\b|here(?:'s| is| are)\b|below (?:is|are)\b|"
     r"as requested\b|note\b|i(?:'m| am| cannot| can't| have|'ve)\b|as an ai\b|sorry\b|(?:the )?(?:re-?)?(?:written|"
@@ -104,7 +104,7 @@ def check_paraphrase(
     if reply.error is not None:
         return Verdict("refused", "no reply", reply.error)
     text, state = clean_candidate(reply.text)
-    if reply.finish_reason not in _WHOLE or state == "unclosed_reasoning":
+    if reply.finish_reason not in WHOLE or state == "unclosed_reasoning":
         return Verdict("refused", "truncated", f"finish reason {reply.finish_reason}")
     if not text:
         return Verdict("refused", "empty")
@@ -210,7 +210,7 @@ def _difference(found: FindingsComparison, original: str, text: str, reader: str
     if sizes[0] != sizes[1]:
         lengths = sorted(sizes[0] ^ sizes[1])
         return "resized", f"only one text says {', '.join(map(_mm, lengths))}"
-    numbers = [_numbers(each) for each in (original, text)]
+    numbers = [numbers_of(each) for each in (original, text)]
     if (lost := numbers[0] - numbers[1]) and (added := numbers[1] - numbers[0]):
         return "number", f"{', '.join(sorted(lost))} became {', '.join(sorted(added))}"
     return _regraded(original, text, reader)
@@ -255,7 +255,7 @@ _NUMBER = re.compile(
 )
 
 
-def _numbers(text: str) -> set[str]:
+def numbers_of(text: str) -> set[str]:
     """Read the numbers of a text that are no lengths: counts, segments, vertebrae."""
     rest = list(text.lower())
     for size in find_sizes(text):
@@ -272,6 +272,12 @@ def _is_traded(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
     return min(changes, default=0) < 0 < max(changes, default=0)
 
 
+def places_of(text: str) -> set[str]:
+    """Read the words that place something within an organ, synonyms as one word."""
+    words = _WORD.findall(text.lower())
+    return {axis[word] for word in words for reason, axis in _AXES if reason == "moved" and word in axis}
+
+
 def _regraded(original: str, text: str, reader: str) -> tuple[str, str] | None:
     """Find a word of place or severity that stands for one that excludes it, in all of the text or of one finding."""
     words = [_WORD.findall(each.lower()) for each in (original, text)]
@@ -279,7 +285,7 @@ def _regraded(original: str, text: str, reader: str) -> tuple[str, str] | None:
         counts = [Counter(axis[word] for word in each if word in axis) for each in words]
         if _is_traded(*counts):
             return reason, f"{_list(set(counts[0]))} and {_list(set(counts[1]))} in other proportions"
-    before, after = (_words_by_finding(each, reader) for each in (original, text))
+    before, after = (words_by_finding(each, reader) for each in (original, text))
     for finding in before.keys() & after.keys():
         for reason, axis in _AXES:
             one, other = ({axis[word] for word in found[finding] & axis.keys()} for found in (before, after))
@@ -289,7 +295,7 @@ def _regraded(original: str, text: str, reader: str) -> tuple[str, str] | None:
 
 
 @lru_cache(maxsize=64)  # one original is compared with many rewrites
-def _words_by_finding(text: str, reader: str) -> dict[tuple[str, str, str | None], set[str]]:
+def words_by_finding(text: str, reader: str) -> dict[tuple[str, str, str | None], set[str]]:
     """Gather the words of the sentences that state each positive finding, by organ, head and side."""
     found: dict[tuple[str, str, str | None], set[str]] = {}
     for sentence in _sentences(text):
