@@ -2,8 +2,9 @@
 
 import os
 
-from hf_mu2.demo.gpu import model_device  # first: ZeroGPU wants to be imported before torch meets CUDA
-from hf_mu2.demo.app import serve  # isort: skip
+# First: ZeroGPU wants to be imported before torch meets CUDA.
+from hf_mu2.demo.gpu import model_device  # isort: skip
+from hf_mu2.demo.app import serve
 from hf_mu2.demo.desk import Desk
 from hf_mu2.demo.niivue import install_niivue
 from hf_mu2.reporting.inference import load_reader

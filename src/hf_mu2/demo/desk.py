@@ -198,7 +198,7 @@ class Desk:
     def select(
         self, session: Session, turn: int, reply: int, sentence: int
     ) -> tuple[SentenceEvidence, dict[str, int]]:
-        """Show what one sentence rests on: its heat map, and the slices through its hottest voxel.
+        """Show what one sentence rests on: its heat map, and the slices through the hottest voxel of its key slice.
 
         Raises:
             ValueError: if there is no such sentence.
@@ -206,8 +206,9 @@ class Desk:
         chosen = self._sentence(session, turn, reply, sentence)
         heat = scale_heat(chosen.heat)
         session.select((turn, reply, sentence), heat)
-        hottest = np.unravel_index(int(heat.argmax()), heat.shape)
-        return chosen, dict(zip(PLANES, map(int, hottest)))
+        axial = chosen.key_slices[0] if chosen.key_slices else heat.shape[0] // 2
+        coronal, sagittal = np.unravel_index(int(heat[axial].argmax()), heat.shape[1:])
+        return chosen, dict(zip(PLANES, (axial, int(coronal), int(sagittal))))
 
     def _sentence(self, session: Session, turn: int, reply: int, sentence: int) -> SentenceEvidence:
         try:

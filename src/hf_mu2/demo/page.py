@@ -23,6 +23,7 @@ SUGGESTIONS = (
     ("Pleural effusion?", "Is there a pleural effusion?"),
     ("Heart size?", "Is the heart enlarged?"),
 )
+_AERATED_HU = -400.0
 DOWNLOADS = (
     ("report.txt", "Text"),
     ("report.pdf", "PDF"),
@@ -82,7 +83,16 @@ def _heat(session: Session) -> dict[str, Any] | None:
         "slices": chosen.key_slices[:3],
         "check": None if chosen.faithfulness is None else chosen.faithfulness.describe(),
         "is_confirmed": chosen.faithfulness is not None and chosen.faithfulness.is_confirmed,
+        "preset": _preset_for(session, chosen.key_slices[:1]),
     }
+
+
+def _preset_for(session: Session, key_slices: list[int]) -> str | None:
+    """Choose the window in which what the evidence lies on can be seen: lung, or soft tissue."""
+    if session.volume is None or session.heat is None or not key_slices:
+        return None
+    heat, hu = session.heat[key_slices[0]].astype(np.float32), session.volume.array[key_slices[0]]
+    return "Lung" if float((heat * hu).sum()) < _AERATED_HU * float(heat.sum()) else "Mediastinum"
 
 
 def talk_html(session: Session, working: str = "", problem: str = "") -> str:

@@ -210,6 +210,7 @@ function show() {
     else if (isNew) slider.value = Math.floor(count / 2);
     label(plane);
   }
+  if (value.focus && value.heat && value.heat.preset) choosePreset(value.heat.preset);
   value.has_niivue = Boolean(value.has_niivue && window.niivue && hasWebGL());
   planes.hidden = value.has_niivue;
   if (value.has_niivue) {
