@@ -152,7 +152,7 @@ def rewrite_corpus(
             )
         if not any(expansion.prompts(study) for dataset in wanted.values() for study in _plain(dataset)):
             raise CorpusError(
-                f"Rewriting for the view `{expansion.view}` needs studies with a report and what the view asks for, none "
+                f"Rewriting for the view `{expansion.view}` needs studies with a report and what it asks for, none "
                 f"of {sorted(wanted)} of `{name}` has them. `hf-mu2 data inspect` counts texts and volumes."
             )
         refuse_egress(endpoint.host, [mark for part in wanted.values() for mark in part["egress"]])

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -86,7 +86,7 @@ class Verdict:
     status: Status
     reason: str = ""
     detail: str = ""
-    texts: Mapping[str, str] = ()  # type: ignore[assignment]
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_paraphrase(
@@ -211,8 +211,8 @@ def _difference(found: FindingsComparison, original: str, text: str, reader: str
         lengths = sorted(sizes[0] ^ sizes[1])
         return "resized", f"only one text says {', '.join(map(_mm, lengths))}"
     numbers = [numbers_of(each) for each in (original, text)]
-    if (lost := numbers[0] - numbers[1]) and (added := numbers[1] - numbers[0]):
-        return "number", f"{', '.join(sorted(lost))} became {', '.join(sorted(added))}"
+    if _is_traded(*numbers):
+        return "number", f"from {_list(numbers[0] - numbers[1])} to {_list(numbers[1] - numbers[0])}"
     return _regraded(original, text, reader)
 
 
@@ -255,12 +255,12 @@ _NUMBER = re.compile(
 )
 
 
-def numbers_of(text: str) -> set[str]:
+def numbers_of(text: str) -> Counter[str]:
     """Read the numbers of a text that are no lengths: counts, segments, vertebrae."""
     rest = list(text.lower())
     for size in find_sizes(text):
         rest[slice(*size.span)] = " " * (size.span[1] - size.span[0])
-    return {_NUMERAL.get(match[0], match[0]) for match in _NUMBER.finditer("".join(rest))}
+    return Counter(_NUMERAL.get(match[0], match[0]) for match in _NUMBER.finditer("".join(rest)))
 
 
 def _is_traded(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
@@ -320,5 +320,5 @@ def _mm(lengths: tuple[float, ...]) -> str:
     return f"{' x '.join(f'{length:g}' for length in lengths)} mm" if lengths else "no size"
 
 
-def _list(words: set[str]) -> str:
+def _list(words: Iterable[str]) -> str:
     return " and ".join(sorted(words))

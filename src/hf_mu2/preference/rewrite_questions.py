@@ -285,7 +285,7 @@ def _foreign_facts(text: str, facts: _Report) -> str:
         - ({"both"} if {"left", "right"} <= facts.sides else set())
     ):
         return " and ".join(sorted(sides))
-    return ", ".join(sorted((numbers_of(text) - facts.numbers) | (places_of(text) - facts.places)))
+    return ", ".join(sorted((set(numbers_of(text)) - facts.numbers) | (places_of(text) - facts.places)))
 
 
 def _open(question: str) -> str:
