@@ -19,6 +19,7 @@ from hf_mu2.training.reference import LOG_PROB_COLUMNS, read_log_probs
 from hf_mu2.training.stages import STAGES, Stage, complete_lora, freeze
 from tests.tiny import make_tiny_checkpoint, tiny_nifti, tiny_processor
 from tests.training.rows import turns, write_pairs_folder
+from tests.training.test_engines import run
 
 COMMON = {
     "max_length": 512,
@@ -356,3 +357,41 @@ def test_the_adapters_reference_is_the_model_without_it(checkpoint, pairs, proce
     assert loss.item() == pytest.approx(0.6931472, abs=1e-6) and logged["rewards/chosen"] == 0
     assert list(model.peft_config) == ["default"] and any("lora_B" in name for name in gradients)
     assert any("mu2_tokenizer" in name for name in gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precompute", [False, True])
+def test_two_processes_train_as_one_does(precompute, checkpoint, tmp_path):
+    """Under gloo; of a reference that is computed ahead, each process computes its share."""
+    data, losses = write_pairs_folder(tmp_path / "data", 8), []
+    for num_processes in (1, 2):
+        out = tmp_path / str(num_processes)
+        fields = {
+            "objective": "dpo", "model_name_or_path": str(checkpoint), "dataset_name": str(data), "stage": "full",
+            "output_dir": str(out), "precompute_ref_log_probs": precompute, "eval_strategy": "no", "max_steps": 4,
+            "train_sampling_strategy": "sequential", "lr_scheduler_type": "constant", **COMMON,
+        }  # fmt: skip
+        fields["per_device_train_batch_size"] = 4 // num_processes
+        fields["learning_rate"] = 1e-3
+        (tmp_path / "recipe.json").write_text(json.dumps(fields))
+        run(tmp_path, num_processes, "hf_mu2.cli", "train", str(tmp_path / "recipe.json"))
+        record = json.loads((out / "run.json").read_text())
+        assert record["num_processes"] == num_processes
+        losses.append([entry["loss"] for entry in record["losses"]])
+        if precompute:
+            (folder,) = (out / "reference").iterdir()
+            assert len(list(folder.glob("log-probs-*"))) == num_processes and len(read_log_probs(folder)) == 8
+    assert losses[0][0] == pytest.approx(0.6931, abs=1e-3) and losses[0][-1] < losses[0][0]
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_half_precision_trains_and_stays_close(checkpoint, pairs, processor, tmp_path):
+    """bf16 autocast with checkpointing: the shared passes run under it as the stock trainer's do."""
+    stage, fields = STAGES["full"], {"bf16": True, "gradient_checkpointing": True, "max_steps": 2}
+    losses = []
+    for ours in (False, True):
+        trainer = make(ours, load(checkpoint, stage), pairs, processor, tmp_path / str(ours), stage, **fields)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=2e-2)
