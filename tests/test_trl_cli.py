@@ -54,6 +54,7 @@ def trl(command: str, checkpoint: Path, dataset: Path, output: Path, *options: s
         for name in ("HF_MODULES_CACHE", "HF_DATASETS_CACHE", "TRITON_CACHE_DIR")
     }
     environment = {**os.environ, **caches, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "1"}
+    environment["PYTHONPATH"] = str(output.parent)  # rewards of a test
     run = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=output.parent)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-8000:]
     assert list(output.parent.glob("HF_MODULES_CACHE/**/modeling_mu2.py"))
@@ -66,6 +67,10 @@ def assert_trained(checkpoint: Path, output: Path) -> None:
     still = [name for name in before if torch.equal(before[name], after[name].to(before[name].dtype))]
     assert not still, still
     assert {path.name for path in output.glob("*.py")} == {path.name for path in checkpoint.glob("*.py")}
+    assert_answers(output)
+
+
+def assert_answers(output: Path) -> None:
     processor = AutoProcessor.from_pretrained(output)
     assert type(processor) is Mu2Processor
     model = AutoModelForImageTextToText.from_pretrained(output)
@@ -104,18 +109,72 @@ def test_dpo_on_a_phantom_folder(checkpoint, tmp_path):
     assert_trained(checkpoint, tmp_path / "out")
 
 
+ADAPTER = (
+    "--use_peft", "--lora_r", "4", "--lora_modules_to_save", "mu2_tokenizer",
+    "--lora_target_modules", r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
+)  # fmt: skip
+
+
+def assert_adapter_trained(output: Path) -> None:
+    """The adapter and the tokenizer it carries have moved, and base and adapter answer together."""
+    adapter = load_file(output / "adapter_model.safetensors")
+    assert any("mu2_tokenizer" in name for name in adapter)
+    assert all(value.abs().sum() > 0 for name, value in adapter.items() if "lora_B" in name)
+    assert_answers(output)
+
+
 def test_sft_of_an_adapter(checkpoint, tmp_path):
     rows = [
         {"prompt": turns("user", f"Question {i}?"), "completion": turns("assistant", f"Findings: {i}.")}
         for i in range(4)
     ]
+    trl("sft", checkpoint, write_folder(tmp_path / "data", rows), tmp_path / "out", *ADAPTER)
+    assert_adapter_trained(tmp_path / "out")
+
+
+def test_dpo_of_an_adapter_on_volumes_by_reference(checkpoint, tmp_path):
+    """As `hf-mu2 pairs` writes them: paths in a table, scores beside the texts."""
+    nib.save(tiny_nifti(0), tmp_path / "0.nii.gz")
+    row = {
+        "study_id": "s", "patient_id": "p", "images": [str(tmp_path / "0.nii.gz")],
+        "prompt": turns("user", "Question?"), "chosen": turns("assistant", "Findings: a mass."),
+        "rejected": turns("assistant", "Findings: none."), "scores": {"chosen": 0.9, "rejected": 0.1},
+    }  # fmt: skip
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(4 * (json.dumps(row) + "\n"))
+    trl("dpo", checkpoint, tmp_path / "data", tmp_path / "out", *ADAPTER)
+    assert_adapter_trained(tmp_path / "out")
+
+
+def test_dpo_never_cuts_placeholders(checkpoint, tmp_path):
+    folder = write_phantoms(tmp_path / "data", 2, view="preference", spacing=(8.0, 4.0, 4.0))
+    with pytest.raises(AssertionError, match="increase `max_length`"):
+        trl("dpo", checkpoint, folder, tmp_path / "out", "--max_length", "6")
+
+
+def test_kto_on_a_folder(checkpoint, tmp_path):
+    rows = [
+        {
+            "prompt": turns("user", f"Question {i}?"),
+            "completion": turns("assistant", f"Findings: {i}."),
+            "label": i % 2 == 0,
+        }
+        for i in range(4)
+    ]
+    trl("kto", checkpoint, write_folder(tmp_path / "data", rows), tmp_path / "out", "--max_length", "256")
+    assert_trained(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", ["grpo", "rloo"])
+def test_online_training_with_a_reward_of_any_module(command, checkpoint, tmp_path):
+    (tmp_path / "my_rewards.py").write_text(
+        "def letters(completions, reference, **columns):\n"
+        "    return [float(sum(map(str.isalpha, c[0]['content']))) for c in completions]\n"
+    )
+    rows = [{"prompt": turns("user", f"Question {i}?"), "reference": f"Findings: {i}."} for i in range(4)]
     options = (
-        "--use_peft", "--lora_r", "4", "--lora_modules_to_save", "mu2_tokenizer",
-        "--lora_target_modules", r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
+        "--reward_funcs", "my_rewards.letters", "--num_generations", "2", "--max_completion_length", "8",
+        "--beta", "0.04",
     )  # fmt: skip
-    trl("sft", checkpoint, write_folder(tmp_path / "data", rows), tmp_path / "out", *options)
-    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert any("mu2_tokenizer" in name for name in adapter)
-    assert all(value.abs().sum() > 0 for name, value in adapter.items() if "lora_B" in name)
-    assert type(AutoProcessor.from_pretrained(tmp_path / "out")) is Mu2Processor
-    AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    trl(command, checkpoint, write_folder(tmp_path / "data", rows), tmp_path / "out", *options)
+    assert_trained(checkpoint, tmp_path / "out")
