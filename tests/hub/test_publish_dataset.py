@@ -14,7 +14,8 @@ import pytest
 
 import hf_mu2.cli.publish  # noqa: F401  registers the commands
 from hf_mu2.data.phantom import write_phantoms
-from hf_mu2.hub.publish_dataset import PublishError, plan_dataset
+from hf_mu2.hub.publish_dataset import plan_dataset
+from hf_mu2.hub.upload import PublishError
 from tests.hub.hub_server import HubServer, Repo
 
 # Publishes, changes the card and publishes again, asks for a public repository of that name, and reads rows back: in

@@ -4,9 +4,7 @@ Reads: a folder that `load_dataset` opens, with its card in `README.md`.
 Writes: a dataset repository that holds the same files; nothing is packed into Parquet.
 """
 
-import glob
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,9 +12,9 @@ from hf_mu2.data.build import CORPORA, corpus_info
 from hf_mu2.data.corpus import CorpusInfo
 from hf_mu2.tables import TableError
 
+from .upload import CARD, PublishError, UploadPlan, card_data, refuse, upload
 from .upload_checks import find_patient_data, find_secrets, list_files, read_documents
 
-CARD = "README.md"
 MAX_TABLE_BYTES = 2**30
 _ROWS = (".jsonl", ".csv", ".tsv")
 _SOURCE_KEYS = (
@@ -29,30 +27,6 @@ _SOURCE_KEYS = (
     "sources",
     "source_datasets",
 )
-
-
-class PublishError(ValueError):
-    """A folder that may not, or should not, be uploaded as it is."""
-
-
-@dataclass(frozen=True)
-class UploadPlan:
-    """What an upload would send.
-
-    Args:
-        files (`tuple`): Name in the repository and bytes of every file.
-        left (`tuple[str, ...]`): Files of the folder that stay, such as unfinished ones.
-        card (`str`): The card as it will be shown.
-    """
-
-    folder: Path
-    files: tuple[tuple[str, int], ...]
-    left: tuple[str, ...]
-    card: str
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(size for _, size in self.files)
 
 
 def plan_dataset(folder: str | Path) -> UploadPlan:
@@ -77,10 +51,7 @@ def plan_dataset(folder: str | Path) -> UploadPlan:
         for name in files
         if name.endswith((".parquet", ".arrow")) and (folder / name).stat().st_size > MAX_TABLE_BYTES
     ]
-    if problems:
-        shown = "\n".join(f"- {problem}" for problem in problems[:20])
-        more = f"\n- and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise PublishError(f"`{folder}` is not uploaded, and nothing was sent:\n{shown}{more}")
+    refuse(folder, problems)
     sizes = tuple((name, (folder / name).stat().st_size) for name in files)
     return UploadPlan(folder, sizes, tuple(left), (folder / CARD).read_text(encoding="utf-8"))
 
@@ -98,31 +69,7 @@ def publish_dataset(
         PublishError: if the folder may not be uploaded, see `plan_dataset`, or the repository is public where a
             private one was asked for, or the reverse.
     """
-    from huggingface_hub import HfApi
-
-    plan = plan_dataset(folder)
-    api = HfApi(token=token)
-    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    is_private = bool(api.dataset_info(url.repo_id).private)
-    if is_private != private:
-        raise PublishError(
-            f"`{url.repo_id}` exists and is {'private' if is_private else 'public'}, asked for was "
-            f"{'private' if private else 'public'}. Change its visibility in its settings, or ask for what it is."
-        )
-    api.upload_folder(
-        repo_id=url.repo_id,
-        folder_path=plan.folder,
-        repo_type="dataset",
-        commit_message=f"Upload {len(plan.files)} files",
-        ignore_patterns=[glob.escape(name) for name in plan.left],
-    )
-    missing = {name for name, _ in plan.files} - set(api.list_repo_files(url.repo_id, repo_type="dataset"))
-    if missing:
-        raise OSError(
-            f"Every file must arrive, {len(missing)} of {len(plan.files)} did not, e.g. `{min(missing)}`. Run the "
-            "command again: what is there is not sent twice."
-        )
-    return str(url)
+    return upload(plan_dataset(folder), repo_id, "dataset", private=private, token=token)
 
 
 def _card_problems(folder: Path) -> Iterator[str]:
@@ -131,23 +78,6 @@ def _card_problems(folder: Path) -> Iterator[str]:
         yield f"it has no card: write `{CARD}` with `hf-mu2 publish dataset-card`"
     elif not card_data(path).get("license"):
         yield f"its card `{CARD}` names no `license` in its header"
-
-
-def card_data(path: Path) -> dict[str, Any]:
-    """Return the header of a card.
-
-    Raises:
-        PublishError: if it is no YAML.
-    """
-    import yaml
-    from huggingface_hub import DatasetCard
-
-    try:
-        return DatasetCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
-    except (yaml.YAMLError, ValueError) as error:
-        raise PublishError(
-            f"The header of a card is YAML, that of `{path}` is not: {error}. Mend it."
-        ) from error
 
 
 def _source_problems(folder: Path, files: list[str]) -> Iterator[str]:
@@ -202,15 +132,3 @@ def _sources(value: Any, key: str = "") -> Iterator[str]:
             yield from _sources(inner, key)
     elif isinstance(value, str) and key in _SOURCE_KEYS:
         yield value
-
-
-def describe_plan(plan: UploadPlan) -> dict[str, Any]:
-    """Return a plan as JSON."""
-    return {
-        "folder": str(plan.folder),
-        "num_files": len(plan.files),
-        "num_bytes": plan.num_bytes,
-        "files": [{"path": name, "bytes": size} for name, size in plan.files],
-        "left": list(plan.left),
-        "card": plan.card,
-    }

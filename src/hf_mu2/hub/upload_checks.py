@@ -52,17 +52,20 @@ _PATIENT = re.compile(
 _MAX_NAMED = 5
 
 
-def list_files(folder: Path) -> tuple[list[str], list[str]]:
+def list_files(folder: Path, home: Path | None = None) -> tuple[list[str], list[str]]:
     """Return the files of a folder to upload and those to leave, relative, sorted, with forward slashes.
 
     Unfinished files, caches and what editors and systems leave behind stay.
+
+    Args:
+        home (`Path`, *optional*): Links may lead anywhere in here, by default in the folder itself.
 
     Raises:
         ValueError: if a link leads out of the folder.
     """
     wanted: list[str] = []
     left: list[str] = []
-    home = folder.resolve()
+    home = (home or folder).resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.resolve().is_relative_to(home):
