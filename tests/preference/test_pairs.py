@@ -237,18 +237,18 @@ def test_the_command_pairs_and_a_second_one_leaves_the_folder_as_it_is(tmp_path,
 
 
 def pair_all(rows: list[dict], out: Path, workers: int) -> None:
-    scored = out.with_name("scored.jsonl")
-    if not out.exists():
-        make_pairs(scored, out, PairRules(policy="all"), with_figure=False)
+    if not (out / "pairs").exists():
+        make_pairs(out.with_name("scored.jsonl"), out / "pairs", PairRules(policy="all"), with_figure=False)
 
 
 @pytest.mark.slow
 def test_twenty_kills_leave_a_whole_folder_or_none(tmp_path):
     rows = studies(300)
     write_scored(tmp_path / "scored.jsonl", rows)
-    runs = KilledRuns(pair_all, rows, tmp_path / "pairs", 1)
+    runs = KilledRuns(pair_all, rows, tmp_path / "work", 1)
     assert runs.kill(20) >= 5
-    made, expected = runs.finish(), runs.undisturbed
+    made, expected = runs.finish() / "pairs", runs.undisturbed / "pairs"
+    assert [path.name for path in made.parent.iterdir()] == ["pairs"]
     for path in (expected / "data").iterdir():
         assert pq.read_table(made / "data" / path.name).equals(pq.read_table(path))
 
