@@ -3,6 +3,7 @@
 import base64
 import gzip
 import re
+from pathlib import Path
 
 import httpx
 import nibabel as nib
@@ -13,6 +14,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from hf_mu2.demo.app import build_app, launch_options
+from hf_mu2.demo.uploads import forget_upload
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,24 @@ def test_an_upload_beyond_the_limit_is_refused_while_it_arrives(server, desk):
     files = {"files": ("volume.nii", bytes(desk.limits.upload_bytes + 2**20))}
     assert httpx.post(f"{server}gradio_api/upload", files=files, timeout=60).status_code == 413
     assert not any(path.is_file() for path in desk.sessions.uploads.rglob("*"))
+
+
+def test_the_same_file_of_two_visitors_is_two_files_and_keeps_no_name(server, desk):
+    paths = [
+        httpx.post(f"{server}gradio_api/upload", files={"files": ("DOE_JANE.NII.GZ", b"same")}).json()[0]
+        for _ in "12"
+    ]
+    assert paths[0] != paths[1] and all(path.endswith("/volume.nii.gz") for path in paths)
+    assert len(list(desk.sessions.uploads.iterdir())) == 2
+    for path in desk.sessions.uploads.iterdir():
+        forget_upload(path / "volume.nii.gz", desk.sessions.uploads)
+
+
+def test_a_name_that_leads_elsewhere_leads_nowhere(server, desk):
+    files = {"files": ("../../../evil.sh", b"x")}
+    path = httpx.post(f"{server}gradio_api/upload", files=files).json()[0]
+    assert path.startswith(str(desk.sessions.uploads)) and path.endswith("/volume")
+    forget_upload(Path(path), desk.sessions.uploads)
 
 
 def test_the_page_names_no_other_host_and_forbids_to_fetch_from_one(server):

@@ -1,16 +1,20 @@
-"""The addresses behind the page: slices, the volume for the browser, downloads, NiiVue; and the headers of all answers.
+"""The addresses behind the page: uploads, slices, the volume for the browser, downloads, NiiVue; and the headers.
 
-Reads: sessions, by the key in the address.
-Writes: nothing. No address holds a path, and nothing may be fetched from another host.
+Reads: sessions, by the key in the address; uploads.
+Writes: each upload under a name of ours. No address of a study holds a path; nothing may be fetched from another host.
 """
 
+import re
+import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from starlette.datastructures import MutableHeaders
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders, UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from .desk import Desk
@@ -30,6 +34,8 @@ _POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'"
 )
+_MOST_FILES = 4
+_ENVELOPE_BYTES = 2**16  # what multipart wraps around a file
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "Referrer-Policy": "no-referrer",
@@ -57,7 +63,25 @@ class PrivateHeaders:
 
 
 def make_routes(desk: Desk, niivue: Path | None) -> list[BaseRoute]:
-    """Make the routes beside gradio's own."""
+    """Make the routes beside gradio's own, and the one that stands before it.
+
+    gradio stores an upload under its hash and its name: two visitors with the same file would share it, and the first
+    to be answered would delete it for both. Here each gets a folder of its own, and no name is kept.
+    """
+
+    async def take_upload(request: Request) -> Response:
+        length = request.headers.get("content-length", "")
+        if not length.isdigit():
+            return PlainTextResponse("An upload must state its length.", 411)
+        if int(length) > desk.limits.upload_bytes + _ENVELOPE_BYTES:
+            most = desk.limits.upload_bytes / 2**20
+            return PlainTextResponse(
+                f"An upload may have {most:.0f} MB at most, the maximum allowed size.", 413
+            )
+        async with request.form(max_files=_MOST_FILES, max_fields=_MOST_FILES) as form:
+            files = [part for part in form.getlist("files") if isinstance(part, UploadFile)]
+            paths = [await run_in_threadpool(_store, file.file, file.filename or "", desk) for file in files]
+        return JSONResponse([str(path) for path in paths])
 
     def session_of(request: Request) -> Session | None:
         session = desk.sessions.by_key(request.path_params["key"])
@@ -105,6 +129,7 @@ def make_routes(desk: Desk, niivue: Path | None) -> list[BaseRoute]:
         return Response(content, media_type=_KINDS[Path(name).suffix], headers=headers)
 
     routes: list[BaseRoute] = [
+        Route("/gradio_api/upload", take_upload, methods=["POST"]),
         Route("/files/{key}/slice.png", get_slice),
         Route("/files/{key}/volume.nii.gz", get_volume),
         Route("/files/{key}/heat.nii.gz", get_heat),
@@ -120,6 +145,16 @@ def make_routes(desk: Desk, niivue: Path | None) -> list[BaseRoute]:
 
         routes.append(Route("/niivue.umd.js", get_niivue))
     return routes
+
+
+def _store(content: BinaryIO, name: str, desk: Desk) -> Path:
+    """Keep the ending of a name, which tells kinds of files apart, and nothing else of it."""
+    ending = re.search(r"\.(nii\.gz|nii|zip|dcm)$", name.lower())
+    path = desk.sessions.uploads / secrets.token_hex(16) / f"volume{ending.group() if ending else ''}"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file, 2**20)
+    return path
 
 
 _GONE = PlainTextResponse("This study was deleted, or never was. Open it again.", 404)
