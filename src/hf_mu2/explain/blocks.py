@@ -41,9 +41,18 @@ class BlockGrid:
 
     def profile(self, blocks: np.ndarray) -> np.ndarray:
         """Sum the interpolated `blocks` over every axial slice of the volume, without laying out its voxels."""
-        heat = blocks.transpose(self.axes)
-        per_slab = np.einsum("zyx,y,x->z", heat, *(self._interpolation(axis).sum(0) for axis in (1, 2)))
-        return self._interpolation(0) @ per_slab
+        columns = (self._interpolation(axis).sum(axis=0) for axis in (1, 2))
+        return self._interpolation(0) @ np.einsum("zyx,y,x->z", blocks.transpose(self.axes), *columns)
+
+    def gather(self, mask: np.ndarray) -> np.ndarray:
+        """Sum a mask (depth, height, width) with the weights of the interpolation: the transpose of `to_volume`.
+
+        So that `(to_volume(blocks) * mask).sum() == (blocks * gather(mask)).sum()`, for many maps and one mask.
+        """
+        total = mask.astype(np.float32)
+        for axis in range(3):
+            total = np.moveaxis(np.tensordot(self._interpolation(axis).T, total, (1, axis)), 0, axis)
+        return total.transpose(np.argsort(self.axes))
 
     def share(self, mask: np.ndarray) -> np.ndarray:
         """Return the share of each block that a boolean mask (depth, height, width) of the volume covers."""

@@ -1,14 +1,14 @@
 """What of a volume an answer rests on: heat maps per question and per sentence, on the volume's own grid.
 
-Two kinds of map, both along the exact path of values through the tokenizer (`value_path.py`):
+Two kinds of map:
 
-- of a **sentence**: what each patch adds to <gradient, V'>, the gradient being that of the sentence's log-likelihood by
-  the visual tokens V' (gradient x input, https://huggingface.co/papers/1704.02685), which says how much the sentence
-  depends on each soft prompt. The projector begins with a LayerNorm, so the parts of a map sum to about 0: it shows
-  which patches speak for the sentence and which against it.
-- of the **question**: for each of its tokens, attention of the queries to that token times the path from these queries
-  to the patches, minus the same with the path that an empty question leads to (figure 4 of
-  https://huggingface.co/papers/2507.00316, which gives no formula).
+- of a **sentence**: what each patch adds to its log-likelihood, by integrated gradients from the language model down to
+  the vision tower's output. Patches with a negative part speak against the sentence. This follows both what the
+  tokenizer passes on and what it makes the tokenizer look at; `path_maps` follows the first alone, exactly, and finds
+  lesions less often (docs/evidence.md).
+- of the **question**: for each of its tokens, attention of the queries to that token times the exact path of values
+  (`value_path.py`) from these queries to the patches, minus the same with the path that an empty question leads to
+  (figure 4 of https://huggingface.co/papers/2507.00316, which gives no formula).
 
 Reads: a checkpoint, a volume, a question, and an answer or none.
 Writes: heat maps as NIfTI, overlays as PNG, key slices and figures as JSON, through `Explanation.save`.
@@ -210,12 +210,11 @@ def explain_forced(forced: ForcedAnswer, *, num_draws: int = 19) -> Explanation:
     grid = lay_blocks(
         forced.volume, reader.processor.image_processor, reader.model.config.vision_config.patch_size
     )
-    path, visual_tokens = _trace(forced, with_question=True)
-    likelihoods, gradients = forced.sentence_gradients(visual_tokens)
-    maps = as_blocks(path.patches(path.contributions(gradients)), grid)
-    checks, check = [None] * len(maps), None
+    likelihoods = forced.sentence_likelihoods(forced.vision_hidden_states)[0]
+    maps = as_blocks(forced.integrated_gradients(), grid)
+    checks: list[Faithfulness | None] = [None] * (len(maps) + 1)
     if num_draws:
-        checks, check = check_faithfulness(forced, grid, maps, num_draws=num_draws)
+        checks = [*check_faithfulness(forced, grid, maps, num_draws=num_draws)]
     weights = np.abs(maps).sum(axis=(1, 2, 3))
     sentences = [
         SentenceEvidence(forced.answer[slice(*span)], span, likelihood, float(share), blocks, grid, checked)
@@ -223,7 +222,8 @@ def explain_forced(forced: ForcedAnswer, *, num_draws: int = 19) -> Explanation:
             forced.sentences, likelihoods.tolist(), weights / max(weights.sum(), 1e-12), maps, checks
         )
     ]
-    blind, _ = _trace(forced, with_question=False)
+    path, _ = trace_forced(forced)
+    blind, _ = trace_forced(forced, with_question=False)
     asks = path.text_attention.T
     ids, mask = forced.question_ids
     return Explanation(
@@ -235,11 +235,25 @@ def explain_forced(forced: ForcedAnswer, *, num_draws: int = 19) -> Explanation:
         grid,
         [reader.processor.tokenizer.decode([token]) for token in ids[mask].tolist()],
         as_blocks(path.patches(path.push(asks) - blind.push(asks)), grid),
-        check,
+        checks[-1],
     )
 
 
-def _trace(forced: ForcedAnswer, with_question: bool) -> tuple[ValuePath, torch.Tensor]:
+def path_maps(forced: ForcedAnswer, grid: BlockGrid) -> np.ndarray:
+    """Split <gradient, V'> of each sentence over the blocks, along the exact path of values.
+
+    Gradient x input (https://huggingface.co/papers/1704.02685) at V', the weights of the tokenizer held. The projector
+    begins with a LayerNorm, so the parts of a map sum to about 0.
+
+    Returns:
+        `np.ndarray` of shape `(sentences, *grid.shape)`, in nats.
+    """
+    path, visual_tokens = trace_forced(forced)
+    return as_blocks(path.patches(path.contributions(forced.sentence_gradients(visual_tokens))), grid)
+
+
+def trace_forced(forced: ForcedAnswer, *, with_question: bool = True) -> tuple[ValuePath, torch.Tensor]:
+    """Trace the values of an answer's volume, under its question or under none: the path, and V'."""
     model = forced.reader.model.model
     ids, mask = forced.question_ids
     return trace_values(

@@ -73,7 +73,7 @@ def check_faithfulness(
     *,
     num_draws: int = 19,
     seed: int = 0,
-) -> tuple[list[Faithfulness], Faithfulness]:
+) -> list[Faithfulness]:
     """Test the map of every sentence, and their sum as the map of the answer.
 
     Args:
@@ -82,7 +82,7 @@ def check_faithfulness(
         seed (`int`): Of the draws.
 
     Returns:
-        One per sentence, and that of the answer.
+        One per sentence, and last that of the answer.
     """
     candidates = np.flatnonzero(grid.body.ravel() >= INSIDE)
     count = max(1, round(_SHARE * len(candidates)))
@@ -96,11 +96,10 @@ def check_faithfulness(
     intact = forced.sentence_likelihoods(forced.vision_hidden_states).cpu().numpy()[0]
     losses = intact - likelihoods  # (maps + draws, sentences)
     losses = np.concatenate([losses, losses.sum(axis=1, keepdims=True)], axis=1)
-    results = [
+    return [
         Faithfulness(count, float(losses[i, i]), tuple(losses[len(maps) :, i].tolist()))
         for i in range(len(maps))
     ]
-    return results[:-1], results[-1]
 
 
 def occluded_likelihoods(forced: ForcedAnswer, grid: BlockGrid, hidden: np.ndarray) -> np.ndarray:

@@ -4,12 +4,15 @@ Shapes: A = answer tokens, S = sentences, Q = queries, E = width of the tokenize
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from hf_mu2.model.volume_mu2 import Volume
@@ -101,20 +104,86 @@ class ForcedAnswer:
         soft_prompts = self.soft_prompts(vision_hidden_states)
         return self.log_probabilities(soft_prompts) @ self.sentence_tokens.T
 
-    def sentence_gradients(self, visual_tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Differentiate the log-likelihood of each sentence by the visual tokens V'.
+    def sentence_gradients(self, visual_tokens: torch.Tensor) -> torch.Tensor:
+        """Differentiate the log-likelihood of each sentence by the visual tokens V', the projector's input.
 
         Args:
-            visual_tokens (`torch.Tensor` of shape `(queries, width)`): V', before the projector.
+            visual_tokens (`torch.Tensor` of shape `(queries, width)`): V'.
 
         Returns:
-            Log-likelihoods `(sentences,)` in nats, and gradients `(sentences, queries, width)`.
+            `torch.Tensor` of shape `(sentences, queries, width)`.
         """
-        visual_tokens = visual_tokens.detach().requires_grad_()
-        soft_prompts = self.reader.model.model.mu2_tokenizer.projector(visual_tokens[None])
-        scores = self.sentence_tokens @ self.log_probabilities(soft_prompts)[0]
-        gradients = [torch.autograd.grad(score, visual_tokens, retain_graph=True)[0] for score in scores]
-        return scores.detach(), torch.stack(gradients).float()
+        with _frozen(self.reader.model):
+            point = visual_tokens[None].detach().requires_grad_()
+            scores = self._sentence_scores(self.reader.model.model.mu2_tokenizer.projector(point))
+            return torch.cat(_gradients(scores, point)).float()
+
+    def integrated_gradients(self, num_steps: int = 4) -> torch.Tensor:
+        """Split what sets this volume apart from an even one over its patches, for each sentence.
+
+        Integrated gradients (https://huggingface.co/papers/1703.01365) of the sentence's log-likelihood by the output
+        of the vision tower, through tokenizer and language model: the mean gradient on the line from a volume whose
+        patches are all like their mean, times each patch's distance from it. The parts sum to the difference in
+        log-likelihood between the two, as far as `num_steps` points of a Gauss-Legendre rule tell it.
+
+        Returns:
+            `torch.Tensor` of shape `(sentences, frames, patches)`, in nats.
+        """
+        states = self.vision_hidden_states
+        even = self.even_hidden_states()
+        total: torch.Tensor | float = 0.0
+        with _frozen(self.reader.model):
+            for place, weight in zip(
+                *np.polynomial.legendre.leggauss(num_steps)
+            ):  # on -1 to 1, weights sum to 2
+                point = torch.lerp(even, states, float(place + 1) / 2).requires_grad_()
+                gradients = torch.cat(_gradients(self._sentence_scores(self.soft_prompts(point)), point))
+                total = total + gradients.float() * float(weight / 2)
+        return (total * (states - even).float()).sum(dim=-1)
+
+    def even_hidden_states(self) -> torch.Tensor:
+        """Replace every patch by the mean of all, padding left as it is: `(1, frames, patches, width)`."""
+        states = self.vision_hidden_states
+        is_real = self.slab_mask.bool().repeat_interleave(states.shape[2] // self.slab_mask.shape[2], dim=2)
+        return torch.where(is_real[..., None], states[is_real].mean(dim=0), states)
+
+    def _sentence_scores(self, soft_prompts: torch.Tensor) -> torch.Tensor:
+        return self.sentence_tokens @ self.log_probabilities(soft_prompts)[0]
+
+    @torch.no_grad()
+    def answer_attention(self) -> Iterator[torch.Tensor]:
+        """Yield per layer the attention of the positions that write the answer: `(heads, answer tokens, length)`.
+
+        The language model runs once with the attention of all layers in memory: layers x heads x length^2 numbers.
+        """
+        language_model = self.reader.model.model.language_model
+        own = language_model.config._attn_implementation
+        language_model.set_attn_implementation("eager")  # the other kernels return no weights
+        try:
+            embeds = self.embed(self.soft_prompts(self.vision_hidden_states))
+            layers = language_model(inputs_embeds=embeds, use_cache=False, output_attentions=True).attentions
+        finally:
+            language_model.set_attn_implementation(own)
+        for layer in layers:
+            yield layer[0, :, -self.num_answer_tokens - 1 : -1].float()  # position p writes token p + 1
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Compute no gradients of weights: only inputs are of interest, and some kernels would compute both."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _gradients(scores: torch.Tensor, point: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.autograd.grad(score, point, retain_graph=True)[0] for score in scores]
 
 
 def force_answer(
@@ -164,9 +233,7 @@ def tokenize_sentences(
         sentence's.
     """
     spans = split_sentences(answer)
-    encoded = tokenizer(
-        answer, add_special_tokens=False, return_offsets_mapping=True, return_tensors="pt"
-    )
+    encoded = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True, return_tensors="pt")
     offsets = encoded["offset_mapping"][0]
     bounds = torch.tensor(spans).reshape(-1, 2)
     overlaps = (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1])

@@ -195,22 +195,10 @@ def analyse_forced(forced: ForcedAnswer) -> SoftPrompts:
 
 def _attention_shares(forced: ForcedAnswer) -> tuple[np.ndarray, float]:
     """Return the share of attention on the soft prompts per layer and head, and what even attention would give."""
-    language_model = forced.reader.model.model.language_model
-    own = language_model.config._attn_implementation
-    language_model.set_attn_implementation("eager")  # the other kernels return no weights
-    try:
-        embeds = forced.embed(forced.soft_prompts(forced.vision_hidden_states))
-        attentions = language_model(inputs_embeds=embeds, use_cache=False, output_attentions=True).attentions
-    finally:
-        language_model.set_attn_implementation(own)
     is_image = forced.is_image[0]
-    # Position p writes token p + 1.
-    writes = slice(-forced.num_answer_tokens - 1, -1)
-    shares = torch.stack(
-        [layer[0][:, writes][..., is_image].float().sum(-1).mean(-1) for layer in attentions]
-    )
-    sees = torch.arange(1, len(is_image) + 1, device=is_image.device)[writes]
-    return shares.cpu().numpy(), float((is_image.sum() / sees).mean())
+    shares = torch.stack([layer[..., is_image].sum(-1).mean(-1) for layer in forced.answer_attention()])
+    seen = len(is_image) - torch.arange(forced.num_answer_tokens, 0, -1, device=is_image.device)
+    return shares.cpu().numpy(), float((is_image.sum() / seen).mean())
 
 
 def _spread(vectors: torch.Tensor) -> Spread:
