@@ -73,8 +73,10 @@ def write_model_card(
     read_runs = [_read(path, "recipe") for path in runs]
     corpora = list(dict.fromkeys([*corpora, *_named(read_runs, "corpus")]))
     bases = list(dict.fromkeys([*base_models, *_named(read_runs, "base")]))
-    sources = _copy_results(folder, evaluations or {}, runs, dependence, confidence)
     measured = {title: _read(path, "signatures") for title, path in (evaluations or {}).items()}
+    read_dependence = None if dependence is None else _read(dependence, "image_dependence")
+    read_confidence = None if confidence is None else _read(confidence, "ece")
+    sources = _copy_results(folder, evaluations or {}, runs, dependence, confidence)
     text = render_model_card(
         folder,
         repo_id,
@@ -82,8 +84,8 @@ def write_model_card(
         description=description,
         evaluations=measured,
         runs=read_runs,
-        dependence=None if dependence is None else _read(dependence, "image_dependence"),
-        confidence=None if confidence is None else _read(confidence, "ece"),
+        dependence=read_dependence,
+        confidence=read_confidence,
         corpora=corpora,
         base_models=bases,
         sources=sources,
