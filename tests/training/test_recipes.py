@@ -197,3 +197,14 @@ def test_a_misnamed_column_of_volumes_stops_training(cli, tmp_path, data):
     )
     result = cli("train", recipe)
     assert result.code == 2 and 'rename_column("volume", "images")' in result.err
+
+
+def test_what_is_named_on_the_command_line_takes_the_place_of_its_alternative():
+    plain = ["--bf16", "false", "--use_cpu"]
+    arguments, _, model = parse_recipe(
+        "two-stage-1-align", ["--dataset_name", "prepared", "--model_name_or_path", "start", *plain]
+    )
+    assert (arguments.corpus, arguments.dataset_name) == (None, "prepared")
+    assert (arguments.init, model.model_name_or_path) == (None, "start")
+    arguments, _, _ = parse_recipe("two-stage-1-align", ["--corpus", "openi", *plain])
+    assert (arguments.corpus, arguments.dataset_name) == ("openi", None)

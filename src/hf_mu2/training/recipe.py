@@ -149,6 +149,16 @@ def parse_recipe(
     fields: Any = (objective.arguments, objective.config, ModelConfig)
     parser = TrlParser(fields, prog="hf-mu2 train", exit_on_error=False)
     arguments, training, model = parser.parse_args_and_config(["--config", str(path), *overrides])
+    given = {word.split("=")[0] for word in overrides}
+    # What is named on the command line takes the place of its alternative in the file.
+    if "--dataset_name" in given and "--corpus" not in given:
+        arguments.corpus = None
+    if "--corpus" in given and "--dataset_name" not in given:
+        arguments.dataset_name = None
+    if "--model_name_or_path" in given and "--init" not in given:
+        arguments.init = None
+    if "--init" in given and "--model_name_or_path" not in given:
+        model.model_name_or_path = None
     if (arguments.corpus is None) == (arguments.dataset_name is None):
         raise ValueError(
             f"A recipe names exactly one of `corpus` and `dataset_name`, `{path}` names "
