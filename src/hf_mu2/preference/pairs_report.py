@@ -215,13 +215,9 @@ def draw_pairs(summary: Mapping[str, Any], statistics: Statistics) -> bytes:
     lengths.axvline(0, color=INK, linewidth=0.8)
     lengths.axvline(difference.mean(), color=ORANGE, linewidth=1.6)
     longer = facts["chosen_longer_share"]
+    share = "never longer" if longer["value"] is None else f"longer in {longer['value']:.0%}"
     lengths.set_title(
-        f"Chosen less rejected, words: {_shown(facts['length_difference'], '+.1f')}; chosen longer in "
-        f"{longer['value']:.0%}"
-        if longer["value"] is not None
-        else "Chosen and rejected are equally long",
-        loc="left",
-        fontsize=9,
+        f"Chosen less rejected: {difference.mean():+.1f} words, {share}", loc="left", fontsize=9
     )
     _draw_labels(labels, facts)
     for axes in (scores, lengths, labels):
