@@ -34,6 +34,17 @@ from hf_mu2.data.phantom import make_phantom
 
 LIMIT_MB = 64
 PATIENT = "DOE_JANE_1970"
+# How our refusals begin, so that they are told from any other error.
+_OURS = (
+    "A volume",
+    "A CT volume",
+    "A zip",
+    "A compressed file",
+    "A file must",
+    "A folder or zip",
+    "A NIfTI",
+    "An upload",
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +174,7 @@ def _ask(url: str, kind: Kind) -> str:
     if event == "complete":
         record = json.loads(data)[0]
         return "answered" if record["finish_reason"] == "eos" and record["report"] else "answered in part"
-    if event == "error" and ("must" in data or "A volume" in data or "may" in data):  # a sentence of ours
+    if event == "error" and any(words in data for words in _OURS):
         return "refused"
     return f"{event}: {data[:80]}"
 

@@ -178,7 +178,7 @@ def _reply(session: Session, place: int, column: int, reply: Reply, truth: str |
     chips = _chips(reply.text, truth) if reply.finish_reason else ""
     return (
         f'<section class="mu2-reply"><header><b>{escape(reply.model)}</b><span>{state}</span></header>'
-        f'<p class="mu2-text">{text}</p>{chips}</section>'
+        f'<p class="mu2-text">{text}</p>{_legend(reply)}{chips}</section>'
     )
 
 
@@ -215,6 +215,17 @@ def _sureness(reply: Reply, span: tuple[int, int]) -> str:
         )
     level = "high" if share >= 0.8 else "middle" if share >= 0.5 else "low"
     return f'<sup class="mu2-sure {level}" title="{says}" aria-label="{says}">{share:.0%}</sup>'
+
+
+def _legend(reply: Reply) -> str:
+    """Say what the numbers behind the sentences are."""
+    stating = [sentence for sentence in reply.assessed if sentence.agreement is not None]
+    if not stating:
+        return ""
+    says = "how often such sentences were right on validation studies"
+    if any(sentence.confidence is None for sentence in stating):
+        says = "how many of the reports sampled from the model state the same; not a calibrated confidence"
+    return f'<p class="mu2-legend">Numbers: {says}.</p>'
 
 
 def _chips(text: str, truth: str | None) -> str:
