@@ -564,6 +564,45 @@ def test_it_trains_on_a_tree_of_ct_rate_and_reports_a_nifti(cli, tmp_path):
     assert (tmp_path / "report" / "report.txt").read_text().startswith("Research use only")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_dpo_learns_from_volumes_of_unequal_size(family, checkpoints, tmp_path):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = []
+    for i in range(2):
+        nib.save(tiny_nifti(i, shape=(12 + 4 * i, 40, 44)), tmp_path / f"{i}.nii.gz")
+        pair = {
+            "chosen": turns("assistant", "Emphysema."),
+            "rejected": turns("assistant", "No emphysema here."),
+        }
+        rows.append(
+            {
+                "images": [str(tmp_path / f"{i}.nii.gz")],
+                "prompt": turns("user", "Write the findings."),
+                **pair,
+            }
+        )
+    arguments = DPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True,
+        bf16=False, report_to="none", logging_steps=1, max_length=None, save_strategy="no",
+    )  # fmt: skip
+    (model, processor), (reference, _) = (
+        load_tiny_qwen(checkpoints[family]),
+        load_tiny_qwen(checkpoints[family]),
+    )
+    trainer = DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+    )
+    trainer.train()
+    first, second = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    assert abs(first - math.log(2)) < 1e-5 and second < first
+
+
 def test_the_command_line_counts_tokens_before_training(cli, checkpoints, tmp_path):
     data = write_sft_folder(tmp_path / "data", 2)
     result = cli("slices", "plan", checkpoints["qwen2_5_vl"], data, "--num-slices", 8, "--json")

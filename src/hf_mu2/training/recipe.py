@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ class RecipeArguments:
         sample_steps (`int`): Write the report of a fixed evaluation study every so many steps; 0 for never.
         cache_features (`str`, *optional*): Folder of cached features, for stages with a frozen tower: it runs once per
             volume, in this run or an earlier one, and training reads its output. In bfloat16 where `bf16` is set.
+        evidence_weight (`float`): Weight of the loss on where the tokenizer looks, of the objectives `sft` and
+            `negative`; studies need masks of their lesions, see `training/evidence_loss.py`. 0 reads none.
     """
 
     objective: str = "sft"
@@ -74,9 +77,18 @@ class RecipeArguments:
     monitor_studies: int = 32
     sample_steps: int = 0
     cache_features: str | None = None
+    evidence_weight: float = 0.0
 
     def __post_init__(self) -> None:
         stage = stage_of(self.stage)
+        is_possible = (
+            stage.uses_volumes and self.objective in ("sft", "negative") and self.evidence_weight > 0
+        )
+        if self.evidence_weight and not is_possible:
+            raise ValueError(
+                "`evidence_weight` is not negative and belongs to `sft` and `negative` in a stage that reads volumes, "
+                f"got {self.evidence_weight} for `{self.objective}` in `{self.stage}`. Remove the field."
+            )
         if self.cache_features is not None and (stage.tower is not None or not stage.uses_volumes):
             raise ValueError(
                 f"`cache_features` needs a stage that reads volumes with a frozen tower, got `{self.stage}`. Remove "
@@ -202,6 +214,14 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
     )
     train_dataset, eval_dataset = open_datasets(arguments, training, stage)
     model, processor = open_model(arguments, training, model_arguments, stage)
+    if arguments.evidence_weight:  # before features stand where the volumes are
+        train_dataset, eval_dataset = (
+            None if rows is None else _with_lesions(rows, split, arguments, training, model, processor)
+            for rows, split in (
+                (train_dataset, arguments.train_split),
+                (eval_dataset, arguments.eval_split),
+            )
+        )
     train_dataset, eval_dataset = (
         None if rows is None else _with_features(rows, arguments, training, model, processor)
         for rows in (train_dataset, eval_dataset)
@@ -225,7 +245,7 @@ def train_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
         )
     trainer.accelerator.print(describe_training(model))
     if isinstance(processor, SliceVideoProcessor):
-        first = train_dataset.select(range(min(len(train_dataset), 16)))
+        first = islice(trainer.train_dataset or (), 16)
         max_length = training.to_dict().get("max_length")
         trainer.accelerator.print(check_budget(processor, first, model.config, max_length))
     record.begin(trainer)
@@ -285,6 +305,34 @@ def with_paths(dataset: Dataset) -> Dataset:
             paths = Nifti(decode=False)
             dataset = dataset.cast_column(name, paths if isinstance(feature, Nifti) else List(paths))
     return dataset
+
+
+def _with_lesions(
+    dataset: Dataset,
+    split: str,
+    arguments: RecipeArguments,
+    training: TrainingArguments,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+) -> Dataset:
+    """Lay the masks of lesions on the patches of every study, for the evidence loss."""
+    from accelerate import PartialState
+
+    from hf_mu2.model.configuration_mu2 import Mu2Config
+
+    from .evidence_loss import add_lesion_shares, find_lesion_masks
+
+    if not isinstance(model.config, Mu2Config):
+        raise ValueError(
+            f"`evidence_weight` needs a mu2 model, got a {type(model).__name__}. Remove the field."
+        )
+    with PartialState().main_process_first():  # which computes; the others find it in the cache of `datasets`
+        return add_lesion_shares(
+            find_lesion_masks(dataset, arguments, split),
+            processor.image_processor,
+            model.config.vision_config.patch_size,
+            training.dataloader_num_workers,
+        )
 
 
 def _with_features(
