@@ -145,6 +145,8 @@ class NegativeLossTrainer(StageSFTTrainer):
     """
 
     args: NegativeConfig
+    train_dataset: Any
+    data_collator: Any
 
     def __init__(self, *args: Any, volumes_of: NegativeVolumes | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -159,22 +161,22 @@ class NegativeLossTrainer(StageSFTTrainer):
             True  # the loss is divided by the pairs of the step, here and not again
         )
 
-    def compute_loss(
+    def report_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items: torch.Tensor | None = None,
     ) -> Any:
         """Return the loss of this batch's pairs as its share of the mean over the pairs of the step."""
         if not model.training:
-            return super().compute_loss(model, inputs, return_outputs)
+            return super().report_loss(model, inputs, return_outputs)
         losses = self.answer_losses(model, inputs)
         positive = losses[:: self.rows_per_pair]
         terms = [self.args.alpha * positive]
         if self.rows_per_pair == 2:
             terms.append(self.negative_term(positive, losses[1::2]))
-        return self.mean_over_pairs(torch.stack(terms).sum(0), num_items_in_batch)
+        return self.mean_over_pairs(torch.stack(terms).sum(0), num_items)
 
     def answer_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the mean cross-entropy of each row's answer tokens, `(rows,)` in fp32, by TRL's fused head."""
@@ -247,7 +249,12 @@ def make_trainer(arguments: NegativeArguments, train_dataset: Dataset, **options
     """Make the trainer of a recipe, choose negatives, and say what they are like."""
     config: NegativeConfig = options["args"]
     volumes = find_volumes(arguments, train_dataset, config.seed) if config.has_negatives else None
-    trainer = NegativeLossTrainer(train_dataset=train_dataset, volumes_of=volumes, **options)
+    trainer = NegativeLossTrainer(
+        train_dataset=train_dataset,
+        volumes_of=volumes,
+        evidence_weight=arguments.evidence_weight,
+        **options,
+    )
     if config.length_studies and options.get("eval_dataset") is not None:
         trainer.add_callback(LengthWatch(trainer, options["eval_dataset"]))
     if isinstance(volumes, DrawnVolumes) and trainer.is_world_process_zero():
