@@ -24,7 +24,7 @@ LAYERS = {
     "reporting": {"model", "data"},
     "explain": {"model", "data", "scoring", *ANSWERING},
     "preference": {"model", "data", "scoring", *ANSWERING},
-    "training": {"model", "data", "scoring", "hub.assemble"},
+    "training": {"model", "data", "scoring", "hub.assemble", "explain.value_path"},
     "hub": {"model", "data", "scoring"},
     "serving": {"model", "data", "scoring", "reporting", "explain", "hub"},
     "demo": {"model", "data", "scoring", "reporting", "explain", "hub"},

@@ -104,4 +104,6 @@ class PairRows:
         row = self.rows[number]
         if self.volumes_of is None:
             return [row]
-        return [row, {**row, "images": self.volumes_of(number, self.epoch)}]
+        # Where the row's own lesion is says nothing of another volume.
+        negative = {name: value for name, value in row.items() if name != "lesion_share"}
+        return [row, {**negative, "images": self.volumes_of(number, self.epoch)}]

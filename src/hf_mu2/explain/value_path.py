@@ -8,6 +8,8 @@ Shapes: H = heads, Q = queries, P = pooled tokens, R = selected tokens, N = toke
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,17 +113,17 @@ def trace_values(
     aggregator = tokenizer.aggregator
     texts = [layer.text_attention for layer in aggregator.layers]
     watched = [tokenizer.selection, tokenizer.pooling, aggregator.aggregation, *texts]
-    with _Inputs(watched) as inputs:
+    with KeptInputs(watched) as inputs:
         visual = tokenizer.aggregate(vision_hidden_states, question_embeds, slab_mask, question_mask)[0]
     refined, tokens, mask = inputs.of(tokenizer.selection)
     (selected,) = inputs.of(tokenizer.pooling)
     length = question_embeds.shape[1]
     asked = torch.ones(length, dtype=torch.bool) if question_mask is None else question_mask[0].bool()
-    attention = torch.stack([attention_weights(text, *inputs.of(text)) for text in texts]).mean(dim=(0, 1))
+    attention = torch.cat([attention_weights(text, *inputs.of(text)) for text in texts]).mean(dim=(0, 1))
     path = ValuePath(
-        aggregation=attention_weights(aggregator.aggregation, *inputs.of(aggregator.aggregation)),
-        pooling=_pooling_matrix(tokenizer.pooling, selected),
-        selection=_selection_matrix(tokenizer.selection, refined, mask),
+        aggregation=attention_weights(aggregator.aggregation, *inputs.of(aggregator.aggregation))[0],
+        pooling=_pooling_matrix(tokenizer.pooling, selected)[0],
+        selection=_selection_matrix(tokenizer.selection, refined, mask)[0],
         values=tokens[0].flatten(0, 1).float(),
         text_attention=attention[:, asked.to(attention.device)],
         to_patches=_patch_matrix(tokenizer.config).to(visual.device),
@@ -129,39 +131,103 @@ def trace_values(
     return path, visual
 
 
+@contextmanager
+def watch_reading(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Note what the visual tokens of each volume read, during forward passes of a model: one entry per pass.
+
+    It is computed inside the pass, so under its autocast and with its weights gathered. Gradients reach all that the
+    weights come from: queries, scorer, refiner and, unless its output is cached, the vision tower.
+
+    An entry is a `torch.Tensor` of shape `(volumes, frames, patches)` in float32, and each volume's sum is 1: the mean
+    over heads and queries of the rows of `ValuePath.compose`, each divided by its sum, which is the gate of its scale.
+
+    Raises:
+        ValueError: if the model has no tokenizer that reads a question.
+    """
+    tokenizers = [module for module in model.modules() if isinstance(module, Mu2Tokenizer)]
+    if not tokenizers:
+        raise ValueError(
+            f"What is read of a volume is known of mu2's tokenizer, a {type(model).__name__} has none. Use a mu2 model."
+        )
+    for tokenizer in tokenizers:
+        check_traceable(tokenizer.config)
+    watched = [(t.selection, t.pooling, t.aggregator.aggregation) for t in tokenizers]
+    shares: list[torch.Tensor] = []
+    with KeptInputs([module for modules in watched for module in modules]) as inputs:
+
+        def read(tokenizer: nn.Module, arguments: Any, output: Any) -> None:
+            shares.append(read_shares(tokenizer, inputs))
+
+        handles = [tokenizer.register_forward_hook(read) for tokenizer in tokenizers]
+        try:
+            yield shares
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def read_shares(tokenizer: Any, inputs: "KeptInputs") -> torch.Tensor:
+    """Compute which share of what its visual tokens read comes from each patch.
+
+    Args:
+        tokenizer (`Mu2Tokenizer`): Its selection, pooling and aggregation have run under `inputs`.
+
+    Returns:
+        `torch.Tensor` of shape `(volumes, frames, patches)`.
+    """
+    refined, _, mask = inputs.of(tokenizer.selection)
+    (selected,) = inputs.of(tokenizer.pooling)
+    aggregation = attention_weights(
+        tokenizer.aggregator.aggregation, *inputs.of(tokenizer.aggregator.aggregation)
+    )
+    pooling = _pooling_matrix(tokenizer.pooling, selected)
+    selection = _selection_matrix(tokenizer.selection, refined, mask)
+    to_patches = _patch_matrix(tokenizer.config).to(refined.device)
+    with torch.autocast(refined.device.type, enabled=False):
+        amounts = pooling @ selection.sum(dim=-1, keepdim=True)  # (B, P, 1): what a pooled token reads in all
+        totals = aggregation @ amounts[:, None]  # (B, H, Q, 1)
+        weights = (aggregation / totals).mean(dim=(1, 2))  # (B, P): small first, so nothing is (Q, N)
+        tokens = (weights[:, None] @ pooling @ selection)[:, 0]
+        return tokens.unflatten(-1, (-1, len(to_patches))) @ to_patches
+
+
 def attention_weights(
     attention: Mu2Attention, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Compute softmax(Q K^T / sqrt(d)) of an attention of the aggregator, for one volume: `(heads, queries, keys)`."""
+    """Compute softmax(Q K^T / sqrt(d)) of an attention of the aggregator: `(volumes, heads, queries, keys)`."""
     query, key = (
-        layer(x)[0].unflatten(-1, (attention.num_heads, -1)).transpose(0, 1).float()
+        layer(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).float()
         for layer, x in ((attention.query, queries), (attention.key, keys))
     )
-    scores = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if mask is not None:
-        scores = scores.masked_fill(~mask.reshape(-1, mask.shape[-1]), float("-inf"))
+        scores = scores.masked_fill(~(mask if mask.ndim == 4 else mask[:, None, None]), float("-inf"))
     return scores.softmax(dim=-1)
 
 
 def _selection_matrix(
     selection: TokenSelection, refined: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
+    """Return the weights of selection, `(volumes, selected, tokens)`."""
     if selection.is_soft:
-        return selection.weights(refined, mask)[0].T.float()
-    # The hard form copies tokens: let it copy their numbers.
-    count = refined.shape[1] * refined.shape[2]
-    numbers = torch.arange(count, device=refined.device, dtype=torch.float64).view(1, *refined.shape[1:3], 1)
-    chosen = selection(refined, numbers, mask)[0, :, 0].round().long()
-    return F.one_hot(chosen, count).float()
+        return selection.weights(refined, mask).transpose(1, 2).float()
+    # The hard form copies tokens: let it copy their numbers, and ones, which come back as its straight-through gate.
+    shape = refined.shape[:3]
+    numbers = torch.arange(shape[1] * shape[2], device=refined.device, dtype=torch.float64)
+    chosen = selection(refined, numbers.view(1, *shape[1:], 1).expand(*shape, 1), mask).detach()
+    gate = selection(refined, torch.ones(*shape, 1, device=refined.device), mask)
+    return F.one_hot(chosen[..., 0].round().long(), len(numbers)).float() * gate.float()
 
 
 def _pooling_matrix(pooling: MultiScalePooling, selected: torch.Tensor) -> torch.Tensor:
+    """Return gate over kernel length where a pooled token reads, `(volumes, pooled, selected)`."""
     eye = torch.eye(selected.shape[1], device=selected.device, dtype=selected.dtype)
     ungated = [eye if scale == 1 else F.avg_pool1d(eye, scale).T for scale in pooling.scales]
     if pooling.gate is None:
-        return torch.cat(ungated).float()
-    gates = pooling.gates(selected, [matrix @ selected for matrix in ungated])[0]
-    return torch.cat([gate * matrix for gate, matrix in zip(gates, ungated)]).float()
+        return torch.cat(ungated).float().expand(len(selected), -1, -1)
+    gates = pooling.gates(selected, [matrix @ selected for matrix in ungated])
+    return torch.cat([gates[:, i, None, None] * matrix for i, matrix in enumerate(ungated)], dim=1).float()
 
 
 def _patch_matrix(config: Mu2TokenizerConfig) -> torch.Tensor:
@@ -173,14 +239,14 @@ def _patch_matrix(config: Mu2TokenizerConfig) -> torch.Tensor:
     return F.avg_pool3d(patches.unflatten(1, grid), config.projector_pool_size).flatten(1).T
 
 
-class _Inputs:
+class KeptInputs:
     """Keep the positional inputs of modules while they run."""
 
     def __init__(self, modules: list[nn.Module]):
         self.modules = modules
         self.inputs: dict[nn.Module, tuple[Any, ...]] = {}
 
-    def __enter__(self) -> "_Inputs":
+    def __enter__(self) -> "KeptInputs":
         self.handles = [module.register_forward_pre_hook(self._keep) for module in self.modules]
         return self
 
@@ -192,4 +258,5 @@ class _Inputs:
         self.inputs[module] = inputs
 
     def of(self, module: nn.Module) -> tuple[Any, ...]:
+        """Return the inputs of a module's last call."""
         return self.inputs[module]
