@@ -163,4 +163,4 @@ def _mean_of_neighbours(means: torch.Tensor, visible: torch.Tensor, wanted: torc
 
 
 def _cube_mean(blocks: torch.Tensor, radius: int) -> torch.Tensor:
-    return F.avg_pool3d(blocks, 2 * radius + 1, stride=1, padding=radius)
+    return F.avg_pool3d(F.pad(blocks, (radius,) * 6), 2 * radius + 1, stride=1)

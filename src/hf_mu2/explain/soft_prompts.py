@@ -186,8 +186,8 @@ def analyse_forced(forced: ForcedAnswer) -> SoftPrompts:
         nearest,
         soft_prompts.norm(dim=-1).cpu().numpy(),
         words.norm(dim=-1).cpu().numpy(),
-        _spread(soft_prompts),
-        _spread(words[answer_ids]),
+        describe_spread(soft_prompts),
+        describe_spread(words[answer_ids]),
         attention,
         even_share,
     )
@@ -201,7 +201,8 @@ def _attention_shares(forced: ForcedAnswer) -> tuple[np.ndarray, float]:
     return shares.cpu().numpy(), float((is_image.sum() / seen).mean())
 
 
-def _spread(vectors: torch.Tensor) -> Spread:
+def describe_spread(vectors: torch.Tensor) -> Spread:
+    """Describe vectors `(count, width)` in a few numbers."""
     norms, directions = vectors.norm(dim=-1), F.normalize(vectors, dim=-1)
     count = len(vectors)
     others = max(count * (count - 1), 1)
