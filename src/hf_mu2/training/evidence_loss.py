@@ -249,6 +249,8 @@ class EvidenceLossTrainer(Trainer):
             question.
     """
 
+    data_collator: Any
+
     def __init__(self, *args: Any, evidence_weight: float = 0.0, **kwargs: Any) -> None:
         self.evidence_weight, self._num_lesions = evidence_weight, 0
         super().__init__(*args, **kwargs)
