@@ -74,8 +74,12 @@ def test_whoever_stops_keeps_what_was_said(desk, upload):
     while not next(answers).replies[0].text:
         pass
     answers.close()
-    reply = session.turns[0].replies[0]
-    assert reply.text and reply.finish_reason == "stopped"
+    for turn in desk.ask(session, ""):
+        if turn.replies[0].text:
+            session.stop.set()
+    for reply in (turn.replies[0] for turn in session.turns):
+        assert 0 < len(reply.text) < 60 and reply.finish_reason == "stopped"
+    assert finish(desk.explain(session)) == []
 
 
 def test_two_models_answer_side_by_side_each_with_its_own_history(reader, phantom_bytes):

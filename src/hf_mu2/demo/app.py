@@ -142,9 +142,8 @@ def build_app(desk: Desk) -> gr.Blocks:
                 downloads_html(session, available(session)),
             )
 
-        def on_stop(request: gr.Request) -> tuple[str, str]:
-            session = desk.sessions.of(_visitor(request))
-            return talk_html(session), downloads_html(session, available(session))
+        def on_stop(request: gr.Request) -> None:
+            desk.sessions.of(_visitor(request)).stop.set()  # the answer ends at its next word, and says so
 
         def on_leave(request: gr.Request) -> None:
             desk.sessions.leave(_visitor(request))
@@ -158,25 +157,17 @@ def build_app(desk: Desk) -> gr.Blocks:
             concurrency_limit=2,
             **quiet,
         )
-        asking = gr.on(
-            [send.click, question.submit],
-            on_ask,
-            [question, model, beside],
-            [talk, downloads, question, viewer],
-            concurrency_id="model",
-            concurrency_limit=1,
-            **quiet,
-        )
-        suggested = talk.suggestion(on_suggestion, None, question, **quiet).then(
-            on_ask,
-            [question, model, beside],
-            [talk, downloads, question, viewer],
-            concurrency_id="model",
-            concurrency_limit=1,
-            **quiet,
-        )
+        asking: dict[str, Any] = {
+            "fn": on_ask,
+            "inputs": [question, model, beside],
+            "outputs": [talk, downloads, question, viewer],
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+        } | quiet
+        gr.on([send.click, question.submit], **asking)
+        talk.suggestion(on_suggestion, None, question, **quiet).then(**asking)
         talk.sentence(on_sentence, None, [talk, viewer, downloads], **quiet)
-        stop.click(on_stop, None, [talk, downloads], cancels=[asking, suggested], queue=False, **quiet)
+        stop.click(on_stop, None, None, queue=False, **quiet)
         app.unload(on_leave)
         add_endpoints(desk)
 

@@ -112,8 +112,8 @@ class Desk:
     def ask(self, session: Session, question: str, models: list[str] | None = None) -> Iterator[Turn]:
         """Answer a question about the study shown, as the answers grow: one model after the other.
 
-        The conversation so far goes along, each model's own; closing the iterator stops the model and keeps what it
-        said.
+        The conversation so far goes along, each model's own. Setting `session.stop` or closing the iterator ends the
+        answer and keeps what was said.
 
         Raises:
             ValueError: if no study is shown, a model is unknown, or the question is too long.
@@ -125,6 +125,7 @@ class Desk:
         histories = {name: history_of(session.turns, name) for name in models}
         turn = Turn(question, [Reply(name) for name in models])
         session.select(None)
+        session.stop.clear()
         session.turns.append(turn)
         yield turn
         for place, name in enumerate(models):
@@ -134,6 +135,8 @@ class Desk:
                 ):
                     turn.replies[place] = reply
                     yield turn
+                    if session.stop.is_set():
+                        break
             finally:
                 if not turn.replies[place].finish_reason:
                     turn.replies[place].finish_reason = "stopped"
@@ -141,10 +144,11 @@ class Desk:
     def explain(self, session: Session) -> Iterator[str]:
         """Find what the sentences of the last turn rest on, how sure to be of them, and whether the maps hold.
 
-        Yields before each step what is being done: the maps can be looked at while the rest is worked out.
+        Yields before each step what is being done: the maps can be looked at while the rest is worked out. A visitor
+        who stopped the answer wants none of it.
         """
         volume = session.volume
-        if volume is None or not session.turns:
+        if volume is None or not session.turns or session.stop.is_set():
             return
         earlier, turn = session.turns[:-1], session.turns[-1]
         replies = [reply for reply in turn.replies if reply.text.strip()]

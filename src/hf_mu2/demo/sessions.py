@@ -35,6 +35,7 @@ class Session:
         caveats (`list[str]`): What to know before reading: not the region the model knows, thick slices.
         selected (`tuple`, *optional*): Turn, reply and sentence whose evidence is shown.
         heat (`np.ndarray`, *optional*): That evidence on the grid of the volume, uint8.
+        stop (`threading.Event`): Set when the visitor has read enough of an answer.
         revision (`int`): Counts the volumes; goes into addresses, so that nothing old is shown.
     """
 
@@ -47,6 +48,7 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     selected: tuple[int, int, int] | None = None
     heat: np.ndarray | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
     revision: int = 0
     last_used: float = field(default_factory=time.monotonic)
 

@@ -15,8 +15,8 @@ def main() -> None:
         install_niivue()
     except RuntimeError as error:  # no npm here: the server draws the slices
         print(error)
-    models = os.environ.get("HF_MU2_MODELS", "").split() or [None]
-    serve(Desk([load_reader(model, model_device()) for model in models]))
+    models: list[str | None] = [*os.environ.get("HF_MU2_MODELS", "").split()]
+    serve(Desk([load_reader(model, model_device()) for model in models or [None]]))
 
 
 if __name__ == "__main__":
