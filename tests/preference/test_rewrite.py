@@ -316,9 +316,10 @@ def test_twenty_kills_lose_no_line_and_double_none(root, tmp_path):
         def run(rows, out, workers):
             rewrite_corpus("folder", root, out, at(server), Expansion(num_questions=3), cache=out / "replies")
 
-        killed = KilledRuns(run, [], tmp_path / "out", 1, "replies-*.jsonl")
+        # Every other kill waits for a file of the folder to be written, the rest meet the asking at random.
+        killed = KilledRuns(run, [], tmp_path / "out", 1)
         asked = sum(server.asked.values())
-        killed.kill(20)
+        assert killed.kill(20) >= 5
         out = killed.finish()
         assert asked == 36
         assert snapshot(out) == snapshot(killed.undisturbed)
