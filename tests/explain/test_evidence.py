@@ -30,7 +30,7 @@ def reader(checkpoint):
 
 @pytest.fixture(scope="module")
 def explanation(reader):
-    return explain_report(reader, tiny_volume(), QUESTION, ANSWER, num_draws=3)
+    return explain_report(reader, tiny_volume(), QUESTION, ANSWER, num_draws=9)
 
 
 def test_sentences_are_those_of_the_answer_without_headings(explanation):
@@ -192,6 +192,11 @@ def test_a_map_that_does_no_better_than_chance_is_not_confirmed():
     assert not Faithfulness(3, -1.0, (-2.0,) * 19).is_confirmed  # hiding it helps
 
 
+def test_too_few_draws_are_refused(reader):
+    with pytest.raises(ValueError, match="at least 9"):
+        explain_report(reader, tiny_volume(), QUESTION, ANSWER, num_draws=3)
+
+
 def test_hidden_blocks_take_the_mean_of_visible_neighbours_and_nothing_else_moves(reader):
     forced = force_answer(reader, tiny_volume(), QUESTION, ANSWER)
     grid = lay_blocks(forced.volume, reader.processor.image_processor, (4, 8, 8))
@@ -250,7 +255,7 @@ def test_saved_maps_are_those_of_the_explanation(explanation, tmp_path):
         assert picture.width > 900
     record = json.loads(files["evidence.json"].read_text())
     assert next(iter(record)) == "notice" and len(record["sentences"]) == 3
-    assert record["sentences"][0]["faithfulness"]["num_draws"] == 3
+    assert record["sentences"][0]["faithfulness"]["num_draws"] == 9
     assert QUESTION not in files["evidence.json"].read_text()  # people's own words may name a patient
 
 
@@ -258,7 +263,7 @@ def test_the_command_prints_a_test_of_every_map(checkpoint, tmp_path):
     nib.save(tiny_nifti(), tmp_path / "volume.nii.gz")
     (tmp_path / "answer.txt").write_text(ANSWER)
     arguments = ["explain", str(tmp_path / "volume.nii.gz"), "--out", str(tmp_path / "out")]
-    arguments += ["--model", str(checkpoint), "--answer", str(tmp_path / "answer.txt"), "--draws", "3"]
+    arguments += ["--model", str(checkpoint), "--answer", str(tmp_path / "answer.txt"), "--draws", "9"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert result.output.count("top blocks costs") == 4

@@ -33,7 +33,8 @@ def explain(
     ] = None,
     model: Model = None,
     draws: Annotated[
-        int, typer.Option(min=0, help="Random blocks hidden to test each map; 0 tests none.")
+        int,
+        typer.Option(min=0, help="Draws of random blocks to test each map against, 9 or more; 0 tests none."),
     ] = 19,
     max_new_tokens: MaxNewTokens = 512,
     as_json: AsJson = False,

@@ -192,11 +192,12 @@ def explain_report(
         question (`str`): What was asked.
         answer (`str`, *optional*): What was answered, by anyone; generated greedily if absent.
         history (`Sequence[Mapping]`, *optional*): Earlier turns, `{"role", "content"}` with text alone.
-        num_draws (`int`): Random sets of blocks for the faithfulness check, which takes most of the time; 0 leaves it
-            out.
+        num_draws (`int`): Random sets of blocks for the faithfulness check, which takes most of the time: at least 9,
+            or 0 to leave it out.
 
     Raises:
-        ValueError: if the checkpoint reads no question, the answer is empty, or `history` holds volumes.
+        ValueError: if the checkpoint reads no question, the answer is empty, `history` holds volumes, or the draws are
+            too few.
     """
     check_traceable(reader.model.config.tokenizer_config)
     forced = force_answer(reader, volume, question, answer, history=history, max_new_tokens=max_new_tokens)

@@ -15,6 +15,7 @@ from hf_mu2.model.configuration_mu2 import Mu2VisionConfig
 from .blocks import BlockGrid
 from .forced import ForcedAnswer
 
+MIN_DRAWS = 9  # fewer cannot tell a map from chance at 1 in 10
 INSIDE = 0.5  # share of a block inside the body from which it may be hidden
 _SHARE = 0.02  # of the blocks inside the body: 10 to 15 of the demo checkpoint's
 _BATCH = 8
@@ -83,7 +84,15 @@ def check_faithfulness(
 
     Returns:
         One per sentence, and last that of the answer.
+
+    Raises:
+        ValueError: for fewer than `MIN_DRAWS` draws.
     """
+    if num_draws < MIN_DRAWS:
+        raise ValueError(
+            f"A map is tested against at least {MIN_DRAWS} random draws, got {num_draws}: fewer could confirm none. "
+            "Raise them, or pass 0 to leave the test out."
+        )
     candidates = np.flatnonzero(grid.body.ravel() >= INSIDE)
     count = max(1, round(_SHARE * len(candidates)))
     maps = np.concatenate([sentence_blocks, sentence_blocks.sum(axis=0, keepdims=True)])
