@@ -33,6 +33,7 @@ import numpy as np
 from hf_mu2.data.phantom import make_phantom
 
 LIMIT_MB = 64
+_PATIENCE_S = 1800
 PATIENT = "DOE_JANE_1970"
 # How our refusals begin, so that they are told from any other error.
 _OURS = (
@@ -44,6 +45,7 @@ _OURS = (
     "A folder or zip",
     "A NIfTI",
     "An upload",
+    "Names in a zip",
 )
 
 
@@ -156,19 +158,24 @@ def ask(url: str, kind: Kind, start: threading.Barrier) -> Outcome:
 
 
 def _ask(url: str, kind: Kind) -> str:
-    with httpx.Client(base_url=url, timeout=1800) as client:
-        uploaded = client.post("gradio_api/upload", files={"files": (PATIENT + kind.ending, kind.content)})
-        if uploaded.status_code == 413:
-            return "refused"
-        volume = {"path": uploaded.json()[0], "meta": {"_type": "gradio.FileData"}}
-        call = client.post("gradio_api/call/report", json={"data": [volume, "", "", ""]})
-        event, data = "", ""
-        with client.stream("GET", f"gradio_api/call/report/{call.json()['event_id']}") as stream:
-            for line in stream.iter_lines():
-                if line.startswith("event: "):
-                    event = line[7:]
-                elif line.startswith("data: "):
-                    data = line[6:]
+    # A connection each, as `gradio_client` does: one kept alive may be closed while a busy machine looks elsewhere.
+    uploaded = httpx.post(
+        f"{url}gradio_api/upload", files={"files": (PATIENT + kind.ending, kind.content)}, timeout=_PATIENCE_S
+    )
+    if uploaded.status_code == 413:
+        return "refused"
+    volume = {"path": uploaded.json()[0], "meta": {"_type": "gradio.FileData"}}
+    call = httpx.post(
+        f"{url}gradio_api/call/report", json={"data": [volume, "", "", ""]}, timeout=_PATIENCE_S
+    )
+    event, data = "", ""
+    address = f"{url}gradio_api/call/report/{call.json()['event_id']}"
+    with httpx.stream("GET", address, timeout=_PATIENCE_S) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                event = line[7:]
+            elif line.startswith("data: "):
+                data = line[6:]
     if PATIENT in data or "/hf_mu2_demo_" in data:
         return "told a name or a path"
     if event == "complete":
