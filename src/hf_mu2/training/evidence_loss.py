@@ -75,7 +75,7 @@ def find_lesion_masks(rows: Dataset, arguments: RecipeArguments, split: str) -> 
 
 def _present(study: dict[str, Any]) -> list[str]:
     labels = study["labels"]
-    if not any(value == 1 for value in labels.values()):
+    if all(value is None for value in labels.values()):
         labels = label_report(f"{study['findings']}\n{study['impression']}")
     return [label for label, value in labels.items() if value == 1]
 
