@@ -362,7 +362,7 @@ def test_negatives_are_not_supervised(base, rows, tmp_path):
     options = {"trainer": NegativeLossTrainer, "extra": {"volumes_of": shifted}, "beta": 0.1}
     plain = make_trainer(base, rows, tmp_path, 0.0, **options)
     trainer = make_trainer(base, rows, tmp_path, 0.25, **options)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(NUM_ROWS)])
+    batch = trainer.data_collator([trainer.pairs[i] for i in range(NUM_ROWS)])
     has_lesion = batch[LESION_SHARE].flatten(1).amax(1) > 0
     assert has_lesion.tolist() == [True, False, True, False, False, False, True, False]
     for one in (plain, trainer):

@@ -81,7 +81,7 @@ def by_hand(trainer) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the token mean of each row's answer from the model's own logits: positives, negatives."""
     losses = []
     for number in range(NUM_ROWS):
-        batch = trainer.data_collator([trainer.train_dataset[number]])
+        batch = trainer.data_collator([trainer.pairs[number]])
         labels = batch.pop("labels")
         with torch.no_grad():
             logits = trainer.model(**batch).logits.float()
@@ -137,7 +137,7 @@ def test_accumulation_does_not_change_the_step(base, rows, shifted, tmp_path):
 
 def test_a_capped_negative_has_a_gradient_of_exactly_zero(base, rows, shifted, tmp_path):
     trainer = make_trainer(base, rows, shifted, tmp_path, max_loss=0.5)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    batch = trainer.data_collator([trainer.pairs[i] for i in range(3)])
     losses = trainer.answer_losses(trainer.model, batch)
     assert (losses > 0.5).all()
     term = trainer.negative_term(losses[::2], losses[1::2])

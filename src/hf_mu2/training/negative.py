@@ -41,6 +41,7 @@ from .sft import StageSFTTrainer
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
+    from torch.utils.data import DataLoader
 
 NEGATIVES = ("gauss", *POLICIES)
 SCHEDULES = ("constant", "linear", "adaptive")
@@ -147,6 +148,7 @@ class NegativeLossTrainer(StageSFTTrainer):
     args: NegativeConfig
     train_dataset: Any
     data_collator: Any
+    pairs: PairRows
 
     def __init__(self, *args: Any, volumes_of: NegativeVolumes | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -155,11 +157,18 @@ class NegativeLossTrainer(StageSFTTrainer):
                 f"`beta` {self.args.beta} needs negatives. Pass `volumes_of`, e.g. `GaussianVolumes(rows)`, or beta 0."
             )
         self.rows_per_pair = 2 if self.args.has_negatives else 1
-        self.train_dataset = PairRows(self.train_dataset, volumes_of if self.args.has_negatives else None)
+        self.pairs = PairRows(self.train_dataset, volumes_of if self.args.has_negatives else None)
         self.data_collator = PairCollator(self.data_collator)
-        self.model_accepts_loss_kwargs = (
-            True  # the loss is divided by the pairs of the step, here and not again
-        )
+        # The loss is divided by the pairs of the step, here and not again.
+        self.model_accepts_loss_kwargs = True
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Load pairs where the stock trainer loads rows."""
+        rows, self.train_dataset = self.train_dataset, self.pairs
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows
 
     def report_loss(
         self,
