@@ -15,6 +15,7 @@ from hf_mu2.model.configuration_mu2 import Mu2VisionConfig
 from .blocks import BlockGrid
 from .forced import ForcedAnswer
 
+MATERIAL_NATS = 0.1  # a tenth of the sentence's likelihood
 MIN_DRAWS = 9  # fewer cannot tell a map from chance at 1 in 10
 INSIDE = 0.5  # share of a block inside the body from which it may be hidden
 _SHARE = 0.02  # of the blocks inside the body: 10 to 15 of the demo checkpoint's
@@ -42,8 +43,8 @@ class Faithfulness:
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether at most one draw in ten cost as much, and hiding cost anything."""
-        return self.top > 0 and self.p_value <= 0.1 + 1e-9
+        """Whether hiding costs a tenth of the likelihood, and at most one draw in ten cost as much."""
+        return self.top >= MATERIAL_NATS and self.p_value <= 0.1 + 1e-9
 
     def describe(self) -> str:
         """Say it in one sentence, and say it when the map fails."""
