@@ -1,6 +1,6 @@
 """What encoding each volume once saves: eight candidates per study, and a DPO step, beside the stock ways.
 
-    OMP_NUM_THREADS=1 python benchmarks/preference.py [--studies 4] [--batch 2] [--rounds 8] [--new_tokens 64]
+    OMP_NUM_THREADS=1 python benchmarks/preference.py [--studies 4] [--batch 2] [--rounds 12] [--new_tokens 64]
 
 Preset `tiny` with the embedded tower and language model, PhantomCT at 2.5 x 1.5 x 1.5 mm from prepared volumes, fp32.
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, default in {"studies": 4, "batch": 2, "rounds": 8, "new_tokens": 64}.items():
+    for name, default in {"studies": 4, "batch": 2, "rounds": 12, "new_tokens": 64}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
