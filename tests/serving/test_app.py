@@ -1,12 +1,15 @@
 """The endpoint: what OpenAI's client sees, what is refused, and that nothing of a client stays or leaks."""
 
 import base64
+import json
+import socket
 import threading
 import time
 
 import httpx
 import pytest
 
+from hf_mu2.demo.conversation import Reply
 from hf_mu2.demo.limits import Limits
 from hf_mu2.reporting.report import Request, report_volume
 from hf_mu2.serving.limits import ServingLimits
@@ -178,7 +181,8 @@ def test_a_client_that_leaves_frees_the_model(serving, nifti):
     with serving(max_new_tokens=400) as client:
         body = ask(attach(client, nifti), "Write the report.", stream=True)
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # the client leaves when it is gone
+            next(lines)
             assert client.app.state.worker.admitted == 1
         assert until(lambda: client.app.state.worker.admitted == 0)
         assert (
@@ -220,3 +224,95 @@ def test_a_server_for_others_wants_a_key(cli, monkeypatch):
     monkeypatch.delenv("HF_MU2_API_KEY", raising=False)
     result = cli("serve", "--host", "0.0.0.0")
     assert result.code == 2 and "HF_MU2_API_KEY" in result.err
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Hold the model after its first word, until the event is set."""
+    go_on = threading.Event()
+
+    def reply(reader, volume, question, history, max_new_tokens):
+        yield Reply(reader.name, "Findings")
+        go_on.wait(20)
+        yield Reply(reader.name, "Findings: none.", "eos", 1.0)
+
+    monkeypatch.setattr("hf_mu2.serving.worker.stream_reply", reply)
+    return go_on
+
+
+def test_a_client_that_leaves_the_queue_gives_its_place_back(serving, nifti, held):
+    with serving() as client:
+        worker, body = client.app.state.worker, ask(attach(client, nifti))
+        with client.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as first:
+            lines = first.iter_lines()  # the client leaves when it is gone
+            next(lines)
+            for fields in ({"stream": True}, {"stream": False}):
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post("/v1/chat/completions", json=body | fields, timeout=1)
+            with pytest.raises(httpx.ReadTimeout), nifti.open("rb") as file:
+                client.post("/v1/reports", files={"file": file}, timeout=1)
+            assert until(lambda: worker.admitted == 1, 5)
+        held.set()
+        assert until(lambda: worker.admitted == 0, 5)
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_body_that_stops_arriving_is_given_up(serving):
+    with serving(limits=ServingLimits(stall_s=0.3)) as client:
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=10) as slow:
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert b" 408 " in slow.recv(4096)
+
+
+def test_an_upload_that_is_deleted_while_its_question_waits_is_told(serving, nifti, held):
+    with serving(limits=ServingLimits(loaded=1)) as client:
+        first, second = attach(client, nifti), attach(client, nifti)
+        statuses: list[int] = []
+
+        def request() -> None:
+            statuses.append(client.post("/v1/chat/completions", json=ask(second)).status_code)
+
+        with client.stream("POST", "/v1/chat/completions", json=ask(first, stream=True)) as answer:
+            lines = answer.iter_lines()  # the client leaves when it is gone
+            next(lines)
+            thread = threading.Thread(target=request)
+            thread.start()
+            assert until(lambda: client.app.state.worker.admitted == 2, 5), (
+                statuses,
+                client.app.state.worker.admitted,
+            )
+            client.delete(f"/v1/files/{second}")
+            held.set()
+        thread.join()
+        assert statuses == [404] and client.app.state.store.total_bytes == nifti.stat().st_size
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages": ' + b"[" * 100_000,
+        b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": NaN}',
+        b'{"messages": [{"role": ["user"], "content": {"Doe": "Jane"}}]}',
+        b'{"messages": [{"role": "Doe", "content": "x"}]}',
+        b'{"messages": [{"role": "user", "content": [{"type": ["Doe"], "text": 3}]}], "temperature": 1e999}',
+        b'{"messages": "Doe", "stream": "perhaps"}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_body_of_wrong_types_is_refused_without_its_words(serving, body):
+    with serving() as client:
+        answer = client.post(
+            "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 400 and "Doe" not in answer.text
+
+
+@pytest.mark.parametrize("question", ["\ud800 alone", "<|image|> <|image_pad|> <volume>", "\0", "肺"])
+def test_odd_questions_are_answered_or_refused(serving, nifti, question):
+    with serving(max_new_tokens=2) as client:
+        body = json.dumps(ask(attach(client, nifti), question))
+        answer = client.post(
+            "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code in (200, 400), answer.text

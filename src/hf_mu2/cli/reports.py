@@ -164,7 +164,9 @@ def _sentence_assessor(
     from dataclasses import asdict
 
     from hf_mu2.explain.confidence import assess_report, find_calibration
+    from hf_mu2.explain.evidence import check_explainable
 
+    check_explainable(reader)  # before a report is written
     fitted = find_calibration(reader, calibration)
     if fitted is None:
         complain(

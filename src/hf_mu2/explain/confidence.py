@@ -26,7 +26,7 @@ from hf_mu2.reporting.inference import Answer, Reader
 from hf_mu2.reporting.sampling import sample_candidates, sampling_config
 from hf_mu2.scoring.regions import read_findings
 
-from .evidence import explain_report
+from .evidence import check_explainable, explain_report
 from .forced import tokenize_sentences
 
 CALIBRATION_FILE = "confidence.json"  # beside the weights of a checkpoint
@@ -309,8 +309,9 @@ def assess_report(
         calibration (`Calibration`, *optional*): Of this checkpoint; its number of samples replaces `num_samples`.
 
     Raises:
-        ValueError: if the checkpoint's evidence cannot be traced, see [`explain_report`].
+        ValueError: if the checkpoint's evidence cannot be traced, see [`check_explainable`].
     """
+    check_explainable(reader)
     prompt = reader.prepare([reader.processor.build_messages(volume, question=question)])
     num_samples = num_samples if calibration is None else calibration.num_samples
     sentences = describe_report(reader, prompt, report, num_samples=num_samples, seed=seed)

@@ -31,6 +31,7 @@ from .confidence import (
     is_right,
     read_statements,
 )
+from .evidence import check_explainable
 
 NUM_BINS = 10
 
@@ -51,12 +52,12 @@ def collect_sentences(
     A killed run continues, on any number of processes.
 
     Raises:
-        ValueError: if a study has no reference, or `out` exists or was begun with other settings.
+        ValueError: if the checkpoint is no mu2 model, a study has no reference, or `out` exists or was begun with other
+            settings.
     """
-    state, known = (
-        process_state(),
-        {report.study_id: report.text for report in read_references(references)[0]},
-    )
+    check_explainable(reader)
+    state = process_state()
+    known = {report.study_id: report.text for report in read_references(references)[0]}
     if missing := [study_id for study_id in studies.ids if study_id not in known]:
         raise ValueError(
             f"Right and wrong need a reference for every study, {len(missing)} of {len(studies.ids)} have none, e.g. "

@@ -26,6 +26,7 @@ from PIL import Image
 
 from hf_mu2.data.nifti import save_nifti
 from hf_mu2.files import replace_file
+from hf_mu2.model.configuration_mu2 import Mu2Config
 from hf_mu2.model.volume_mu2 import Volume
 from hf_mu2.reporting.inference import Reader, to_json
 
@@ -174,6 +175,21 @@ class Explanation:
         return files
 
 
+def check_explainable(reader: Reader) -> None:
+    """Refuse a checkpoint whose evidence cannot be traced.
+
+    Raises:
+        ValueError: if it is no mu2 model, or its connector reads no question.
+    """
+    config = reader.model.config
+    if not isinstance(config, Mu2Config):
+        raise ValueError(
+            f"What a sentence rests on is traced through mu2's tokenizer, `{reader.name}` is a {config.model_type} "
+            "model. Use a mu2 checkpoint."
+        )
+    check_traceable(config.tokenizer_config)
+
+
 def explain_report(
     reader: Reader,
     volume: Volume,
@@ -199,7 +215,7 @@ def explain_report(
         ValueError: if the checkpoint reads no question, the answer is empty, `history` holds volumes, or the draws are
             too few.
     """
-    check_traceable(reader.model.config.tokenizer_config)
+    check_explainable(reader)
     forced = force_answer(reader, volume, question, answer, history=history, max_new_tokens=max_new_tokens)
     return explain_forced(forced, num_draws=num_draws)
 

@@ -18,8 +18,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import anyio
 from fastapi import Depends, FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -60,6 +61,7 @@ from .messages import ChatRequest, Conversation, read_conversation
 from .store import Store
 from .worker import Loaded, Worker
 
+T = TypeVar("T")
 _FINISH = {"eos": "stop", "length": "length", "": None}
 
 
@@ -93,7 +95,7 @@ class Metrics:
 
 
 class BodyLimit:
-    """Refuse a body that is announced or arrives larger than its kind may be, before it fills memory."""
+    """Refuse a body that is larger than its kind may be, before it fills memory, or that stops arriving."""
 
     def __init__(self, app: ASGIApp, limits: ServingLimits):
         self.app, self.limits = app, limits
@@ -103,29 +105,93 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
-        is_form = headers.get(b"content-type", b"").startswith(b"multipart/")
+        is_form = headers.get(b"content-type", b"").lower().startswith(b"multipart/")
         most = self.limits.volumes.upload_bytes + (1 << 20) if is_form else self.limits.inline_bytes
         announced = headers.get(b"content-length", b"0")
-        answer = error_response(
+        too_large = error_response(
             413, f"A body of this kind may have {most >> 20} MB. Upload the volume, compressed."
         )
         if not announced.isdigit() or int(announced) > most:
-            return await answer(scope, receive, send)
-        seen = 0
+            return await too_large(scope, receive, send)
+        seen, is_whole, refusal = 0, False, None
 
         async def count() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, is_whole, refusal
+            try:
+                message = await asyncio.wait_for(receive(), None if is_whole else self.limits.stall_s)
+            except TimeoutError:
+                refusal = error_response(
+                    408,
+                    f"A body must keep arriving, nothing came for {self.limits.stall_s:g} s. Send it again.",
+                )
+                return {"type": "http.disconnect"}
             seen += len(message.get("body", b""))
-            return message if seen <= most else {"type": "http.disconnect"}
+            is_whole = not message.get("more_body", False)
+            if seen > most:
+                refusal = too_large
+            return message if refusal is None else {"type": "http.disconnect"}
 
         async def reply(message: Message) -> None:
-            if seen <= most:  # what the application says of half a body is not the reason
+            if refusal is None:  # what the application says of half a body is not the reason
                 await send(message)
 
         await self.app(scope, count, reply)
-        if seen > most:
-            await answer(scope, receive, send)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+
+
+class Witness:
+    """Count answers by route and status, and put the notice in each."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, notice: str):
+        self.app, self.metrics = app, metrics
+        self.notice = " ".join(notice.split()).encode("latin-1", "replace")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+
+        async def note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = scope.get("route")
+                self.metrics.requests.labels(route.path if route else "other", message["status"]).inc()
+                message["headers"] = [*message["headers"], (b"x-notice", self.notice)]
+            await send(message)
+
+        await self.app(scope, receive, note)
+
+
+class AdmittedStream(StreamingResponse):
+    """Events that hold a place in the queue while they are sent; a client that leaves gives it back at once."""
+
+    def __init__(self, events: AsyncGenerator[str], worker: Worker):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self.events, self.worker = events, worker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; a full queue is told by the status, before the first of them."""
+        async with self.worker.admit(), aclosing(self.events):
+            await super().__call__(scope, receive, send)
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Work for a client until it leaves.
+
+    Raises:
+        Refusal: 499 if it left, for the metrics alone.
+    """
+
+    async def listen() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        listening = asyncio.create_task(listen())
+        try:
+            return await work
+        finally:
+            listening.cancel()
+    raise Refusal(499, "The client left before its answer.")
 
 
 def make_app(
@@ -163,20 +229,13 @@ def make_app(
 
     app = FastAPI(title="hf_mu2", description=reader.notice, lifespan=life, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, limits=limits)
+    app.add_middleware(Witness, metrics=metrics, notice=reader.notice)
     app.add_exception_handler(Refusal, on_refusal)
     app.add_exception_handler(ValueError, on_bad_input)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_defect)
     app.state.store, app.state.worker = store, worker
-
-    @app.middleware("http")
-    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        route = request.scope.get("route")
-        metrics.requests.labels(route.path if route else "other", response.status_code).inc()
-        response.headers["X-Notice"] = reader.notice
-        return response
 
     def authorised(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -204,14 +263,14 @@ def make_app(
 
     def loader(conversation: Conversation) -> Callable[[], Awaitable[Loaded]]:
         """Return what reads the volume of a conversation; an upload stays for further questions."""
-        upload = None if conversation.file_id is None else store.get(conversation.file_id)
+        if conversation.file_id is not None:
+            store.get(conversation.file_id)  # refused before it waits
 
         async def load() -> Loaded:
-            if upload is None:
-                copy = store.add(io.BytesIO(conversation.data or b""))
+            if conversation.file_id is None:
+                copy = await run_in_threadpool(store.add, io.BytesIO(conversation.data or b""))
             else:
-                with upload.path.open("rb") as file:  # reading deletes
-                    copy = store.add(file)
+                copy = await run_in_threadpool(store.copy, conversation.file_id)  # reading deletes
             try:
                 return await run_in_threadpool(read, copy.path)
             finally:
@@ -233,11 +292,13 @@ def make_app(
     def facts(study_id: str, unusual: list[str]) -> dict[str, Any]:
         return {"notice": reader.notice, "study_id": study_id, "warnings": unusual}
 
-    async def report(load: Callable[[], Awaitable[Loaded]], question: str | None, asked: int | None) -> Any:
+    async def report(
+        request: Request, load: Callable[[], Awaitable[Loaded]], question: str | None, asked: int | None
+    ) -> Any:
         refuse_long(question or "")
         async with worker.admit():
-            reply, study_id, unusual = await whole(
-                load, (question or "").strip() or DEFAULT_QUESTION, [], asked
+            reply, study_id, unusual = await while_connected(
+                request, whole(load, (question or "").strip() or DEFAULT_QUESTION, [], asked)
             )
         return facts(study_id, unusual) | {
             "report": reply.text,
@@ -277,6 +338,7 @@ def make_app(
 
     @app.post("/v1/reports", dependencies=guarded)
     async def report_upload(
+        request: Request,
         file: Annotated[UploadFile, File()],
         question: Annotated[str | None, Form()] = None,
         max_tokens: Annotated[int | None, Form()] = None,
@@ -284,12 +346,12 @@ def make_app(
         stored = await run_in_threadpool(store.add, file.file)
         try:
             conversation = Conversation(stored.id, None, "", [])
-            return await report(loader(conversation), question, max_tokens)
+            return await report(request, loader(conversation), question, max_tokens)
         finally:
             store.remove(stored.id)
 
     @app.post("/v1/reports/dicomweb", dependencies=guarded)
-    async def report_series(request: SeriesRequest) -> Any:
+    async def report_series(wanted: SeriesRequest, request: Request) -> Any:
         if dicomweb is None:
             raise Refusal(
                 404, "This server was started without a DICOMweb server. Upload the series as a zip."
@@ -298,7 +360,7 @@ def make_app(
 
         async def load() -> Loaded:
             archive = await run_in_threadpool(
-                source.fetch, request.study_uid, request.series_uid, limits.volumes
+                source.fetch, wanted.study_uid, wanted.series_uid, limits.volumes
             )
             stored = await run_in_threadpool(store.add, archive)
             try:
@@ -306,14 +368,14 @@ def make_app(
             finally:
                 store.remove(stored.id)
 
-        return await report(load, request.question, request.max_tokens)
+        return await report(request, load, wanted.question, wanted.max_tokens)
 
     @app.post("/v1/chat/completions", dependencies=guarded)
-    async def complete(request: ChatRequest) -> Any:
-        conversation = read_conversation(request)
+    async def complete(chat: ChatRequest, request: Request) -> Any:
+        conversation = read_conversation(chat)
         refuse_long("".join(turn["content"] for turn in conversation.history) + conversation.question)
         question = conversation.question or DEFAULT_QUESTION
-        asked = request.max_completion_tokens or request.max_tokens
+        asked = chat.max_completion_tokens or chat.max_tokens
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -321,15 +383,13 @@ def make_app(
             "system_fingerprint": reader.revision,
         }
         load = loader(conversation)
-        if request.stream:
-            place = worker.admit()
-            await place.__aenter__()  # a full queue is told by the status, before the stream begins
-            events = _events(worker.answer(load, question, conversation.history, longest(asked)), head, place)
-            return StreamingResponse(
-                events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-            )
+        if chat.stream:
+            replies = worker.answer(load, question, conversation.history, longest(asked))
+            return AdmittedStream(_events(replies, head), worker)
         async with worker.admit():
-            reply, study_id, unusual = await whole(load, question, conversation.history, asked)
+            reply, study_id, unusual = await while_connected(
+                request, whole(load, question, conversation.history, asked)
+            )
         message = {"role": "assistant", "content": reply.text}
         choice = {"index": 0, "message": message, "finish_reason": _FINISH[reply.finish_reason]}
         return JSONResponse(
@@ -339,7 +399,7 @@ def make_app(
     return app
 
 
-async def _events(replies: AsyncGenerator[Reply], head: dict[str, Any], place: Any) -> AsyncIterator[str]:
+async def _events(replies: AsyncGenerator[Reply], head: dict[str, Any]) -> AsyncGenerator[str]:
     """Write replies as server-sent events; what goes wrong midway is the last of them."""
 
     def event(delta: dict[str, Any], finish: str | None) -> str:
@@ -357,8 +417,7 @@ async def _events(replies: AsyncGenerator[Reply], head: dict[str, Any], place: A
                 yield event({"content": piece} if piece else {}, _FINISH[reply.finish_reason])
         yield "data: [DONE]\n\n"
     except (ValueError, Refusal) as error:
-        yield f"data: {json.dumps(error_body(400, str(error)))}\n\n"
+        status = error.status if isinstance(error, Refusal) else 400
+        yield f"data: {json.dumps(error_body(status, str(error)))}\n\n"
     except Exception as error:
         yield f"data: {json.dumps(error_body(500, describe_defect(error)))}\n\n"
-    finally:
-        await place.__aexit__(None, None, None)

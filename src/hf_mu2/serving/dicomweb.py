@@ -14,7 +14,7 @@ from hf_mu2.demo.limits import Limits
 
 from .errors import Refusal
 
-_UID = re.compile(r"[0-2](\.(0|[1-9]\d*))+")  # DICOM PS3.5, section 9
+_UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")  # DICOM PS3.5, section 9
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ class ServingLimits:
         loaded (`int`): Volumes in memory at once: one being answered, others being read.
         stored_bytes (`int`): All uploads together.
         keep_s (`float`): An upload is deleted after this many seconds.
+        stall_s (`float`): A body of which nothing arrives for so many seconds is given up.
     """
 
     volumes: Limits = field(default_factory=Limits)
@@ -24,3 +25,4 @@ class ServingLimits:
     loaded: int = 2
     stored_bytes: int = 4 * 2**30
     keep_s: float = 3600.0
+    stall_s: float = 60.0

@@ -17,6 +17,8 @@ from hf_mu2.demo.conversation import Messages
 
 from .errors import Refusal
 
+_OTHER_ROLES = ("system", "developer", "tool", "function")  # of the API; words of a client are not said back
+
 
 class ChatMessage(BaseModel):
     """One message of a conversation."""
@@ -65,13 +67,19 @@ def read_conversation(request: ChatRequest) -> Conversation:
     history: Messages = []
     for message in request.messages:
         if message.role not in ("user", "assistant"):
+            role = f"`{message.role}`" if message.role in _OTHER_ROLES else "another role"
             raise Refusal(
-                400,
-                f"Messages are of `user` and `assistant`, got `{message.role[:20]}`. The model has no other roles.",
+                400, f"Messages are of `user` and `assistant`, got {role}. The model has no other roles."
             )
         parts = message.content if isinstance(message.content, list) else [_text(message.content)]
         volumes += [part for part in parts if part.get("type") != "text"]
         words = "\n".join(str(part.get("text", "")) for part in parts if part.get("type") == "text")
+        try:
+            words.encode()
+        except UnicodeEncodeError:
+            raise Refusal(
+                400, "Text must be Unicode, this one holds half a letter. Encode it again."
+            ) from None
         history.append({"role": message.role, "content": words.strip()})
     if len(volumes) != 1:
         raise Refusal(400, f"A conversation is about one volume, this one holds {len(volumes)}. Attach one.")

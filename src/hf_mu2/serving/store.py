@@ -7,6 +7,7 @@ Writes: files under names of its own; those of clients, which often are those of
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +50,9 @@ class Store:
     def __init__(self, limits: ServingLimits):
         self.limits = limits
         self.folder = Path(tempfile.mkdtemp(prefix="hf-mu2-serve-"))
+        self.total_bytes = 0  # of what is stored and of what is arriving
         self._uploads: dict[str, Upload] = {}
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(upload.bytes for upload in self._uploads.values())
+        self._lock = threading.Lock()
 
     def add(self, stream: BinaryIO) -> Upload:
         """Store a stream.
@@ -63,29 +62,42 @@ class Store:
         """
         self.sweep()
         most = self.limits.volumes.upload_bytes
-        room = self.limits.stored_bytes - self.total_bytes
         name = f"file-{secrets.token_hex(16)}"
         path = self.folder / name
         written = 0
         try:
             with path.open("xb") as file:
                 while chunk := stream.read(1 << 20):
-                    written += len(chunk)
+                    written += self._take(len(chunk))
                     if written > most:
                         raise Refusal(
                             413, f"A volume may have {most >> 20} MB, this one has more. Compress it."
                         )
-                    if written > room:
-                        raise Refusal(
-                            429, "Uploads fill this server's share of the disk. Come back later.", 60
-                        )
                     file.write(chunk)
         except BaseException:
             path.unlink(missing_ok=True)
+            self._take(-written)
             raise
         now = time.time()
         self._uploads[name] = Upload(name, path, written, now, now + self.limits.keep_s)
         return self._uploads[name]
+
+    def copy(self, name: str) -> Upload:
+        """Store an upload once more.
+
+        Raises:
+            Refusal: as [`get`] and [`add`] do.
+        """
+        with self.get(name).path.open("rb") as file:
+            return self.add(file)
+
+    def _take(self, count: int) -> int:
+        """Count bytes of the store as taken, or give them back."""
+        with self._lock:
+            if count > 0 and self.total_bytes + count > self.limits.stored_bytes:
+                raise Refusal(429, "Uploads fill this server's share of the disk. Come back later.", 60)
+            self.total_bytes += count
+        return count
 
     def get(self, name: str) -> Upload:
         """Look up an upload.
@@ -103,12 +115,14 @@ class Store:
         upload = self._uploads.pop(name, None)
         if upload is not None:
             upload.path.unlink(missing_ok=True)
+            self._take(-upload.bytes)
 
     def sweep(self) -> None:
         """Delete what is too old."""
         now = time.time()
-        for upload in [upload for upload in self._uploads.values() if upload.expires < now]:
-            self.remove(upload.id)
+        for upload in list(self._uploads.values()):
+            if upload.expires < now:
+                self.remove(upload.id)
 
     def close(self) -> None:
         """Delete everything."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
+import anyio
 from starlette.concurrency import run_in_threadpool
 
 from hf_mu2.demo.conversation import Messages, Reply, stream_reply
@@ -81,7 +82,8 @@ class Worker:
                         if reply.finish_reason:
                             self._seconds += 0.2 * (reply.seconds - self._seconds)
                 finally:
-                    await asyncio.shield(run_in_threadpool(_close, replies))
+                    with anyio.CancelScope(shield=True):  # the model is free once its thread has ended
+                        await run_in_threadpool(_close, replies)
 
 
 def _close(replies: Iterator[Reply]) -> None:
