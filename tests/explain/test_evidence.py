@@ -190,6 +190,7 @@ def test_a_map_that_does_no_better_than_chance_is_not_confirmed():
     assert Faithfulness(3, 1.0, (0.1,) * 19).is_confirmed
     assert not Faithfulness(3, 1.0, (0.1,) * 10 + (2.0,) * 9).is_confirmed
     assert not Faithfulness(3, -1.0, (-2.0,) * 19).is_confirmed  # hiding it helps
+    assert not Faithfulness(3, 0.05, (0.01,) * 19).is_confirmed  # it hardly matters
 
 
 def test_too_few_draws_are_refused(reader):

@@ -123,8 +123,8 @@ class ForcedAnswer:
         Integrated gradients (https://huggingface.co/papers/1703.01365) of the sentence's log-likelihood by the output
         of the vision tower, through tokenizer and language model: the mean gradient on the line from a volume whose
         patches are all like their mean, times each patch's distance from it. The parts sum to the difference in
-        log-likelihood between the two, as far as `num_steps` points on the line tell it: the middles of equal parts, since
-        the likelihood may jump somewhere on the way, where rules for smooth functions do worse.
+        log-likelihood between the two, as far as `num_steps` points on the line tell it: the middles of equal parts,
+        since the likelihood jumps somewhere on the way, where rules for smooth functions do worse.
 
         Returns:
             `torch.Tensor` of shape `(sentences, frames, patches)`, in nats.
@@ -135,10 +135,8 @@ class ForcedAnswer:
         with _frozen(self.reader.model):
             for step in range(num_steps):
                 point = torch.lerp(even, states, (step + 0.5) / num_steps).requires_grad_()
-                total = (
-                    total
-                    + torch.cat(_gradients(self._sentence_scores(self.soft_prompts(point)), point)).float()
-                )
+                gradients = _gradients(self._sentence_scores(self.soft_prompts(point)), point)
+                total = total + torch.cat(gradients).float()
         return (total * (states - even).float()).sum(dim=-1) / num_steps
 
     def even_hidden_states(self) -> torch.Tensor:
