@@ -388,7 +388,7 @@ def test_what_cannot_be_supervised_is_refused(base, rows, tmp_path):
         pass
 
 
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_recipe_finds_masks_beside_a_folder_of_phantoms(base, tmp_path, cached):
     features = (
         {"cache_features": str(tmp_path / "features"), "stage": "tokenizer"} if cached else {"stage": "full"}
