@@ -100,6 +100,8 @@ def take_pictures(url: str, folder: Path) -> None:
         open_case(page, "heart")
         ask_for_report(page)
         choose_sentence(page, "pericardial")
+        page.evaluate("window.scrollTo(0, 0)")
+        page.wait_for_timeout(400)
         page.screenshot(path=folder / "space_phone.png", full_page=True)
 
 

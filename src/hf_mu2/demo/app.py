@@ -186,6 +186,9 @@ def launch_options(desk: Desk) -> dict[str, Any]:
         ),
         "css": _read("style.css"),
         "max_file_size": desk.limits.upload_bytes,
+        # gradio keeps what it knows of a session for an hour after it ends, 10,000 sessions by default.
+        "state_session_capacity": desk.limits.sessions,
+        "run_history": False,  # else the browser keeps answers after the page is closed
         "app_kwargs": {
             "routes": make_routes(desk, find_niivue()),
             "middleware": [Middleware(PrivateHeaders)],
