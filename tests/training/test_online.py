@@ -1,6 +1,8 @@
 """GRPO and RLOO: rewards by name, rates per part, losses that depend on the volume."""
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,21 @@ def test_another_volume_gives_another_loss(trainer):
         for volumes in (batch["pixel_values"], batch["pixel_values"].flip(1))
     ]
     assert losses[0] != losses[1]
+
+
+def test_a_completion_that_the_judge_failed_on_has_no_part_in_the_step(trainer):
+    """In a sum of rewards the missing one would else count as 0."""
+
+    async def green_reward(completions, **columns):
+        return [None, 0.2, 0.4, 0.9]
+
+    trainer.reward_funcs[0], trainer.reward_func_names[0] = green_reward, "green_reward"
+    trainer.async_loop = asyncio.new_event_loop()
+    threading.Thread(target=trainer.async_loop.run_forever, daemon=True).start()
+    trainer.model.train()
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.async_loop.call_soon_threadsafe(trainer.async_loop.stop)
+    assert (batch["advantages"] == 0).sum() == 1  # TRL has shuffled them
 
 
 def test_rewards_are_found_by_name_or_path(tmp_path):

@@ -4,13 +4,12 @@ from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer
 
-from .online import OnlineArguments, find_rewards
+from .online import OnlineArguments, OnlineTrainer, find_rewards
 from .recipe import Objective
-from .trainer import StageTrainer
 
 
-class StageGRPOTrainer(StageTrainer, GRPOTrainer):
-    """TRL's `GRPOTrainer` whose parameter groups follow a stage; everything else is inherited."""
+class StageGRPOTrainer(OnlineTrainer, GRPOTrainer):
+    """TRL's `GRPOTrainer` with what [`~hf_mu2.training.online.OnlineTrainer`] adds; everything else is inherited."""
 
 
 def make_trainer(arguments: OnlineArguments, args: GRPOConfig, **options: Any) -> StageGRPOTrainer:

@@ -11,11 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hf_mu2.scoring import rewards
 from hf_mu2.scoring.green_reward import judge_at, make_green_reward
 from hf_mu2.scoring.judge_cache import ReplyCache
 
 from .recipe import RecipeArguments
+from .trainer import StageTrainer
 
 Reward = Callable[..., Any]
 REWARDS: dict[str, Reward] = {
@@ -55,6 +58,20 @@ class OnlineArguments(RecipeArguments):
                 "GRPO and RLOO of TRL hand on `pixel_values` alone, cached features are none. Remove `cache_features`: "
                 "writing completions takes most of a step."
             )
+
+
+class OnlineTrainer(StageTrainer):
+    """What stands before TRL's online trainers: rates per part, and completions that a judge failed on left out."""
+
+    reward_func_names: list[str]
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Take all rewards from a completion without GREEN: TRL would count the missing one as 0 in their sum."""
+        rewards = super()._calculate_rewards(*args, **kwargs)  # (completions, rewards), of all processes
+        for index, name in enumerate(self.reward_func_names):
+            if name == "green_reward":
+                rewards[rewards[:, index].isnan()] = torch.nan
+        return rewards
 
 
 def find_rewards(arguments: OnlineArguments, output_dir: str | Path) -> list[Reward]:

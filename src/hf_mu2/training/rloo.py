@@ -4,13 +4,12 @@ from typing import Any
 
 from trl import RLOOConfig, RLOOTrainer
 
-from .online import OnlineArguments, find_rewards
+from .online import OnlineArguments, OnlineTrainer, find_rewards
 from .recipe import Objective
-from .trainer import StageTrainer
 
 
-class StageRLOOTrainer(StageTrainer, RLOOTrainer):
-    """TRL's `RLOOTrainer` whose parameter groups follow a stage; everything else is inherited."""
+class StageRLOOTrainer(OnlineTrainer, RLOOTrainer):
+    """TRL's `RLOOTrainer` with what [`~hf_mu2.training.online.OnlineTrainer`] adds; everything else is inherited."""
 
 
 def make_trainer(arguments: OnlineArguments, args: RLOOConfig, **options: Any) -> StageRLOOTrainer:
