@@ -202,6 +202,61 @@ def test_a_text_without_headings_is_findings_and_an_empty_one_is_refused(report)
         make_document(replace(report, text=" "), WHEN)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "TECHNIQUE: Low dose.\nFINDINGS: A nodule.\nIMPRESSION: Nodule.\nRECOMMENDATION: Biopsy soon.",
+        "There is a mass.\nImpression: Mass.",
+        "Findings: A nodule.\nFindings: An effusion.\nImpression: Mass.",
+        "Findings: One.\n\nTwo.",
+        "First paragraph.\n\nSecond paragraph.",
+    ],
+)
+def test_no_word_of_a_report_is_lost(report, text):
+    document = make_document(replace(report, text=text), WHEN)
+    said = " ".join(part for section in document.sections for part in section).lower()
+    assert set(text.lower().split()) - set(said.split()) <= {"findings:", "impression:", "recommendation:"}
+
+
+def test_control_characters_are_left_out(report):
+    document = make_document(replace(report, text="Findings: a\0\x0b\x1b b\nc.\nImpression: \7d."), WHEN)
+    assert (document.findings, document.impression) == ("a b\nc.", "d.")
+
+
+def with_tags(folder: Path, **tags) -> Path:
+    """Write a series whose slices have these tags, valid or not."""
+    for path in write_series(folder, tags=STUDY | {"SpecificCharacterSet": "ISO_IR 192"}):
+        header = pydicom.dcmread(path)
+        for name, value in tags.items():
+            with pydicom.config.disable_value_validation():
+                setattr(header, name, value)
+        header.save_as(path)
+    return folder
+
+
+def test_patients_of_other_scripts_keep_their_names_and_odd_values_are_emptied(report, tmp_path):
+    odd = {"PatientSex": "female", "PatientBirthDate": "19509999", "StudyDate": "20251345"}
+    name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    folder = with_tags(tmp_path / "x", PatientName=name, SpecificCharacterSet=["", "ISO 2022 IR 87"], **odd)
+    files = write_formats(report, ["dicom-sr", "dicom-pdf", "fhir-r5"], tmp_path, folder)
+    for kind in ("dicom-sr", "dicom-pdf"):
+        made = pydicom.dcmread(files[kind])
+        assert str(made.PatientName) == name
+        assert (made.PatientSex, made.PatientBirthDate, made.StudyDate) == ("", "", "")
+    patient = next(
+        one for one in json.loads(files["fhir-r5"].read_text())["contained"] if one["id"] == "patient"
+    )
+    assert "birthDate" not in patient and "gender" not in patient
+
+
+@pytest.mark.parametrize("tags", [{"PatientID": "Doe" * 30}, {"PatientName": ["Doe^Jane", "Roe^Jane"]}])
+def test_what_names_a_patient_wrongly_is_refused_without_the_name(report, tmp_path, tags):
+    folder = with_tags(tmp_path / "x", **tags)
+    with pytest.raises(ValueError, match=next(iter(tags))) as refused:
+        write_formats(report, ["dicom-sr"], tmp_path, folder)
+    assert "Doe" not in str(refused.value)
+
+
 def test_the_command_writes_formats_beside_the_report(cli, series, tmp_path):
     options = ("--allow-demo", "--max-new-tokens", 24)
     result = cli("report", series, "--out", tmp_path, "--also", "pdf", "--also", "dicom-sr", *options)

@@ -187,7 +187,7 @@ def check_explainable(reader: Reader) -> None:
             f"What a sentence rests on is traced through mu2's tokenizer, `{reader.name}` is a {config.model_type} "
             "model. Use a mu2 checkpoint."
         )
-    check_traceable(config.tokenizer_config)
+    check_traceable(reader.model.config.tokenizer_config)
 
 
 def explain_report(

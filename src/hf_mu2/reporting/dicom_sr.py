@@ -26,10 +26,11 @@ SERIES_NUMBER = 9000  # behind those of scanners and workstations
 def source_headers(source: str | Path, series: str | None = None) -> list["Dataset"]:
     """Read the headers of the series that a report is about, without pixels, in the order of its slices.
 
-    What they must hold of patient and study, and lack, is there but empty.
+    What they must hold of patient and study, and lack or misspell, is there but empty; text is Unicode.
 
     Raises:
-        ValueError: if the source is not DICOM, or a header lacks what names its study.
+        ValueError: if the source is not DICOM, or a header lacks what names its study, or names its patient or study in
+            a way that DICOM does not allow. The message holds none of it.
     """
     path = Path(source)
     if path.name.endswith((".nii", ".nii.gz")):
@@ -46,10 +47,45 @@ def source_headers(source: str | Path, series: str | None = None) -> list["Datas
             "the series again."
         )
     for header in headers:
-        for tag in _PATIENT_AND_STUDY:
-            if tag not in header:  # required in every DICOM document, if only empty
-                setattr(header, tag, "")
+        _settle(header)
     return headers
+
+
+def _settle(header: "Dataset") -> None:
+    """Make what a document takes over of patient and study valid: required tags there, text in Unicode.
+
+    Raises:
+        ValueError: where a wrong value names the patient or the study, which nobody may guess.
+    """
+    for tag in _PATIENT_AND_STUDY:
+        value = header.get(tag) or ""
+        is_valid = _is_valid(tag, value)
+        if not is_valid and tag in _NAMING:
+            raise ValueError(
+                f"A DICOM report names patient and study as its series does, whose {tag} is no valid value. Export the "
+                "series again, or choose another format, e.g. `--also pdf`."
+            )
+        setattr(header, tag, str(value) if is_valid else "")
+    header.SpecificCharacterSet = "ISO_IR 192"
+
+
+def _is_valid(tag: str, value: Any) -> bool:
+    """Say whether a value is one that its tag may have (DICOM PS3.5, section 6.2)."""
+    from pydicom.config import RAISE
+    from pydicom.datadict import dictionary_VR
+    from pydicom.multival import MultiValue
+    from pydicom.valuerep import DA, TM, validate_value
+
+    text, kind = str(value), dictionary_VR(tag)
+    if isinstance(value, MultiValue) or not text.isprintable():
+        return False
+    try:
+        validate_value(kind, text, RAISE)
+        if kind in ("DA", "TM"):
+            (DA if kind == "DA" else TM)(text)  # months and hours that there are
+    except ValueError:
+        return False
+    return tag != "PatientSex" or text in ("", "M", "F", "O")
 
 
 def make_structured_report(
@@ -179,6 +215,7 @@ def encapsulate_pdf(document: Document, headers: Sequence["Dataset"], pdf: bytes
     return report
 
 
+_NAMING = ("PatientName", "PatientID", "StudyInstanceUID")
 _PATIENT_AND_STUDY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
     "ReferringPhysicianName", "StudyID", "AccessionNumber",

@@ -4,11 +4,16 @@ Reads: a [`Report`].
 Writes: nothing.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
 from hf_mu2.data.sections import split_sections
 from hf_mu2.reporting.report import Report
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tabs and line ends
+_HEADING = re.compile(r"\b(findings|impression)\s*:", re.IGNORECASE)
+_UNNAMED = ("findings", "report", "preamble", "last_paragraph")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class Document:
 
 
 def make_document(report: Report, created: datetime | None = None) -> Document:
-    """Lay out a report. A text without headings is all findings.
+    """Lay out a report. What is neither findings nor impression stands with the findings, so that nothing is lost.
+
+    Control characters, which no format carries, are left out.
 
     Args:
         created (`datetime`, *optional*): With a time zone; by default now, in this machine's zone.
@@ -46,10 +53,15 @@ def make_document(report: Report, created: datetime | None = None) -> Document:
     Raises:
         ValueError: if the report is empty.
     """
-    sections = dict(split_sections(report.text))
-    findings, impression = sections.get("findings", ""), sections.get("impression", "")
-    if not findings and not impression:
-        findings = report.text.strip()
+    text = _CONTROL.sub("", report.text).strip()
+    headings = [name.lower() for name in _HEADING.findall(text)]
+    sections = split_sections(text) if len(set(headings)) == len(headings) else [("report", text)]
+    impression = dict(sections).get("impression", "")
+    findings = "\n".join(
+        content if name in _UNNAMED else f"{name.capitalize()}: {content}"
+        for name, content in sections
+        if name != "impression"
+    )
     if not findings and not impression:
         raise ValueError(
             f"A document needs a report with text, that of `{report.study_id}` is empty. Ask the model again, e.g. "

@@ -7,6 +7,7 @@ is the conclusion too. With a DICOM source it names the patient and the study as
 
 import base64
 from collections.abc import Sequence
+from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -145,8 +146,10 @@ def _study(headers: Sequence["Dataset"], release: str) -> dict[str, Any]:
 
 def _date(value: str | None) -> str | None:
     """Write a DICOM date as FHIR does; what is no whole date is left out."""
-    text = str(value or "")
-    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdigit() else None
+    try:
+        return datetime.strptime(str(value or ""), "%Y%m%d").date().isoformat()
+    except ValueError:
+        return None
 
 
 def _forms(document: Document, pdf: bytes | None) -> list[dict[str, Any]]:
