@@ -200,7 +200,7 @@ function show() {
   }));
   if (!hasStudy) {
     canvas.hidden = true;
-    for (const image of planes.children) image.hidden = true;
+    for (const image of planes.querySelectorAll("img")) image.hidden = true;
     return;
   }
   for (const [plane, slider] of Object.entries(sliders)) {
