@@ -94,11 +94,37 @@ def test_every_number_of_the_card_comes_from_a_file_beside_it(folder):
 
 def test_a_card_needs_files_that_are_what_they_are_called(folder, tmp_path):
     (tmp_path / "none.json").write_text("{}")
-    for options in ({"evaluations": {"x": tmp_path / "none.json"}}, {"dependence": tmp_path / "gone.json"}):
+    (tmp_path / "text.json").write_text('"recipe"')
+    for options in (
+        {"runs": [tmp_path / "text.json"]},
+        {"evaluations": {"x": tmp_path / "none.json"}},
+        {"dependence": tmp_path / "gone.json"},
+    ):
         with pytest.raises(PublishError, match="comes from a result file"):
             write_model_card(folder, REPO, licence="mit", **options)
     with pytest.raises(PublishError, match="is of a checkpoint"):
         write_model_card(tmp_path, REPO, licence="mit")
+
+
+def test_a_card_is_of_a_mu2_checkpoint_and_an_adapter_is_told_to_be_merged(folder, tmp_path):
+    with pytest.raises(PublishError, match="hf-mu2 merge"):
+        write_model_card(tmp_path, REPO, licence="mit")
+    spoil(folder / "config.json", '"model_type": "mu2"', '"model_type": "qwen2_5_vl"')
+    with pytest.raises(PublishError, match="qwen2_5_vl"):
+        write_model_card(folder, REPO, licence="mit")
+
+
+def test_scores_and_floors_that_were_not_computed_are_left_out(folder, tmp_path):
+    path = results(tmp_path)["evaluations"]["PhantomCT, test"]
+    found = json.loads(path.read_text())
+    for floors, scores in (
+        ({}, {}),
+        ({"nearest_by_labels": {"macro_f1": {"value": None}}}, found["scores"]),
+        (found["floors"], {"macro_f1": {"value": None}}),
+    ):
+        path.write_text(json.dumps(found | {"floors": floors, "scores": scores}))
+        write_model_card(folder, REPO, licence="mit", evaluations={"T": path})
+        assert "does not clear" not in (folder / "README.md").read_text()
 
 
 def test_a_data_set_of_the_hub_goes_to_eval_results(folder, tmp_path):
@@ -276,6 +302,6 @@ def test_a_space_holds_the_page_the_door_and_what_to_install(tmp_path):
     released = plan_space().replaced["requirements.txt"].decode()
     assert re.fullmatch(r"hf-mu2\[[\w,]+\]==[\w.]+\n", released)
     with pytest.raises(PublishError, match="no Hub id"):
-        plan_space(models=["/home/me/model"])
+        plan_space(models=[str(tmp_path)])
     with pytest.raises(PublishError, match="wheel of this package"):
         plan_space(wheel=tmp_path / "other.whl")

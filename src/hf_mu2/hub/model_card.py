@@ -67,7 +67,13 @@ def write_model_card(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise PublishError(
-            f"A card is of a checkpoint, `{folder}` holds no `config.json`. Name the folder of one."
+            f"A card is of a checkpoint, `{folder}` holds no `config.json`. Name the folder of one; an adapter becomes "
+            "one with `hf-mu2 merge`."
+        )
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "mu2":
+        raise PublishError(
+            f"A card describes a mu2 checkpoint, `{folder}` is a {kind} model. Write its card by hand."
         )
     runs = list(runs) or [path for path in (folder / "run.json",) if path.is_file()]
     read_runs = [_read(path, "recipe") for path in runs]
@@ -193,7 +199,7 @@ def _read(path: str | Path, key: str) -> dict[str, Any]:
     """Read a result file, known by a key that it must have."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if key in found:
+        if isinstance(found, dict) and key in found:
             return found
     except (OSError, ValueError, TypeError):
         pass
@@ -262,9 +268,11 @@ def _evaluation(title: str, result: dict[str, Any]) -> dict[str, str]:
     head = ["metric", "measured", *(f"*{_FLOORS[name]}*" for name in floors)]
     rows = [head, ["---"] * len(head)]
     for name in HEADLINE:
-        if (score := result["scores"].get(name)) and score["value"] is not None:
+        if score := _known(result["scores"], name):
             cells = [f"{score['value']:.3f}" + _between(score)]
-            cells += [f"{floor[name]['value']:.3f}" if floor.get(name) else "-" for floor in floors.values()]
+            cells += [
+                f"{floor[name]['value']:.3f}" if _known(floor, name) else "-" for floor in floors.values()
+            ]
             rows.append([f"`{name}`", *cells])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     degeneracy = (result.get("degeneracy") or {}).get("candidate", {})
@@ -275,6 +283,12 @@ def _evaluation(title: str, result: dict[str, Any]) -> dict[str, str]:
             f"{degeneracy['mean_words']:.0f} words in the mean."
         )
     return {"title": title, "about": about, "table": "\n".join(lines), "findings": _unlearnt(result)}
+
+
+def _known(scores: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Return a score that was computed."""
+    score = scores.get(name)
+    return score if score and score["value"] is not None else None
 
 
 def _between(score: dict[str, Any]) -> str:
@@ -332,8 +346,8 @@ def _limits(
     if config.get("trained_on_synthetic_only"):
         limits.append("It has seen synthetic CT only: what it says of a real CT means nothing.")
     for title, result in evaluations.items():
-        floor = (result["floors"].get("nearest_by_labels") or {}).get("macro_f1")
-        score = result["scores"].get("macro_f1")
+        floor = _known(result["floors"].get("nearest_by_labels") or {}, "macro_f1")
+        score = _known(result["scores"], "macro_f1")
         if floor and score and score["value"] <= floor["value"]:
             limits.append(
                 f"On {title} its label macro-F1 does not clear that of the training report nearest by true labels."
