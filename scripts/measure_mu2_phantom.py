@@ -6,7 +6,8 @@ Every study goes through the files that ship: processor, code and weights. Resum
 same weights are kept in WORK_DIR.
 
 Reads: the checkpoint; studies are computed from seeds that training does not use.
-Writes: `measured.json` and `README.md` in the checkpoint's folder, and the reports in WORK_DIR.
+Writes: `measured.json` in the checkpoint's folder, and the reports in WORK_DIR. The card is made by
+`hf-mu2 publish model-card` from an evaluation of its own, see `scripts/mu2_phantom_card.sh`.
 """
 
 import argparse
@@ -102,9 +103,7 @@ def measure(checkpoint: Path, work: Path, num_studies: int, workers: int) -> Non
                 file.writelines(json.dumps(row) + "\n" for row in rows)
                 file.flush()
                 done.extend(rows)
-    write_card(
-        checkpoint, done[:num_studies], model.config.notice, sum(p.numel() for p in model.parameters())
-    )
+    write_measured(checkpoint, done[:num_studies], model.config.notice)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -113,7 +112,7 @@ def replace_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def write_card(out: Path, rows: list[dict], notice: str, num_parameters: int) -> None:
+def write_measured(out: Path, rows: list[dict], notice: str) -> None:
     reference = label_reports([row["reference"] for row in rows])
     candidate = label_reports([row["candidate"] for row in rows])
     table, gap = f1_table(reference, candidate), shuffled_gap(reference, candidate, seed=0)
@@ -137,45 +136,6 @@ def write_card(out: Path, rows: list[dict], notice: str, num_parameters: int) ->
         "not_learned": not_learned,
     }
     replace_text(out / "measured.json", json.dumps(result, indent=1) + "\n")
-    lines = []
-    for name, row in table["labels"].items():
-        numbers = " | ".join(f"{row[key]:.2f}" for key in ("precision", "recall", "f1"))
-        own = per_label[name]
-        interval = f"{own['gap']:+.2f} [{own['low']:+.2f}, {own['high']:+.2f}]"
-        lines.append(f"| {name} | {numbers} | {own['floor']:.2f} | {interval} | {row['support']} |")
-    unlearned = ", ".join(not_learned) if not_learned else "none"
-    card = f"""---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [medical, ct, radiology, synthetic, hf_mu2]
----
-# mu2-phantom
-
-**{result["notice"]}** It shows that the whole path from a CT volume to a report works; what it says of a real
-CT means nothing.
-
-{num_parameters:,} parameters, trained from nothing by `scripts/train_mu2_phantom.py` on PhantomCT (version
-{GENERATOR_VERSION}): first the vision tower, to name the findings of every patch, then the mu2 tokenizer and the
-language model, to write the report, then the whole. Grid: 5 x 4.5 x 4.5 mm.
-
-## Measured
-
-`{result["command"]}`: {len(rows)} phantoms with seeds that training never used, at spacings
-of 2-6 mm; findings of the generated and of the true report read by the rule labeler {LABELER_VERSION}. Greedy decoding,
-{result["truncated"]} reports truncated, {result["distinct_reports"]} distinct.
-
-Label macro-F1 **{gap["macro_f1"]:.3f}**; the same reports dealt to other studies {gap["floor"]:.3f}; difference
-**{gap["gap"]:.3f}** (95 % interval {gap["low"]:.3f} to {gap["high"]:.3f}, {gap["num_bootstraps"]} bootstraps).
-
-| finding | precision | recall | F1 | shuffled F1 | difference (95 %) | studies |
-|---|---|---|---|---|---|---|
-{chr(10).join(lines)}
-
-Findings it did not learn (difference not above 0): {unlearned}.
-"""
-    replace_text(out / "README.md", card)
-    print(json.dumps({"gap": gap, "not_learned": not_learned}, indent=1))
 
 
 def main() -> None:
