@@ -2,6 +2,8 @@
 #
 #   make demo            a generated chest CT becomes a report        make demo CT=path/to/volume.nii.gz
 #   make demo-train      two-stage training on synthetic CT, on two cores, ending in a checkpoint that reports
+#   make demo-dpo        sample, score, pair and DPO on synthetic CT, judged before and after
+#   make compare-negatives   training without and with negatives on synthetic CT
 #   make test            the fast tests (under 8 minutes on 2 cores)  make test PYTEST_ARGS="-k geometry"
 #   make test-slow       the rest                                     make lint, make types, make wheel
 
@@ -21,14 +23,17 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 p
 	"$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo "$$candidate" && break; done)
 
+TORCHRUN = OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node $(JOBS)
+PREDICT = --batch-size 16 --max-new-tokens 320
+
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-train test test-slow lint format types wheel wheel-size clean
+.PHONY: help demo demo-train demo-dpo compare-negatives test test-slow lint format types wheel wheel-size clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 # torch goes first and alone, so that nothing that depends on it chooses another build of it.
 $(BIN)/.stamp-torch: $(CONSTRAINTS)
@@ -72,6 +77,36 @@ demo-train: $(BIN)/.stamp-dev
 	@echo "6/6  A report of a phantom it has not seen"
 	@$(BIN)/hf-mu2 report demo-train/phantoms/test/phantom_300000000.nii.gz --model demo-train/model --out demo-train/report
 	@echo "Curves: demo-train/align/curve.png, demo-train/adapt/curve.png"
+
+# Every step continues where a killed one stopped; `rm -rf demo-dpo` starts anew.
+demo-dpo: $(BIN)/.stamp-dev
+	@echo "1/8  Synthetic chest CT: studies to sample, studies to test on, pairs that are one finding apart"
+	@$(BIN)/hf-mu2 phantom --n 256 --seed 100000000 --split train --spacing 5 4.5 4.5 --num-workers $(JOBS) --out demo-dpo/phantoms
+	@$(BIN)/hf-mu2 phantom --n 128 --seed 300000000 --split test --spacing 5 4.5 4.5 --num-workers $(JOBS) --out demo-dpo/phantoms
+	@$(BIN)/hf-mu2 phantom --pairs presence --n 64 --spacing 5 4.5 4.5 --out demo-dpo/apart
+	@echo "2/8  Prepared volumes"
+	@$(BIN)/hf-mu2 data prepare demo-dpo/phantoms --out demo-dpo/prepared --workers $(JOBS)
+	@echo "3/8  Eight candidates per study"
+	@test -e demo-dpo/candidates.jsonl || $(TORCHRUN) -m hf_mu2.cli sample demo-dpo/prepared --split train \
+		--batch-size 8 --max-new-tokens 320 --out demo-dpo/candidates.jsonl
+	@echo "4/8  Scores"
+	@test -e demo-dpo/scored.jsonl || $(BIN)/hf-mu2 score demo-dpo/candidates.jsonl \
+		--references demo-dpo/prepared/train.jsonl --out demo-dpo/scored.jsonl
+	@echo "5/8  Pairs"
+	@test -e demo-dpo/pairs || $(BIN)/hf-mu2 pairs demo-dpo/scored.jsonl --out demo-dpo/pairs
+	@echo "6/8  DPO"
+	@test -e demo-dpo/model/curve.png || $(TORCHRUN) -m hf_mu2.cli train demo-dpo
+	@echo "7/8  Reports of studies that were never sampled, before and after"
+	@test -e demo-dpo/before_test.jsonl || $(TORCHRUN) -m hf_mu2.cli predict demo-dpo/prepared --split test $(PREDICT) --out demo-dpo/before_test.jsonl
+	@test -e demo-dpo/before_apart.jsonl || $(TORCHRUN) -m hf_mu2.cli predict demo-dpo/apart $(PREDICT) --out demo-dpo/before_apart.jsonl
+	@test -e demo-dpo/after_test.jsonl || $(TORCHRUN) -m hf_mu2.cli predict demo-dpo/prepared --split test --model demo-dpo/model $(PREDICT) --out demo-dpo/after_test.jsonl
+	@test -e demo-dpo/after_apart.jsonl || $(TORCHRUN) -m hf_mu2.cli predict demo-dpo/apart --model demo-dpo/model $(PREDICT) --out demo-dpo/after_apart.jsonl
+	@echo "8/8  Did it help, or was the judge gamed?"
+	@$(BIN)/python scripts/demo_dpo.py demo-dpo
+
+# One seed: without negatives, with noise, another patient, a hard one. Every step continues where a killed one stopped.
+compare-negatives: $(BIN)/.stamp-dev
+	@$(BIN)/python scripts/compare_negatives.py --out compare-negatives
 
 # A worker per core with one torch thread each beats fewer workers that fight over the cores.
 test: $(BIN)/.stamp-dev
