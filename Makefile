@@ -135,4 +135,4 @@ wheel-size: wheel
 	@$(BIN)/python -m tests.wheel_size dist
 
 clean:
-	rm -rf build dist demo demo-train .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo demo-train demo-dpo compare-negatives .pytest_cache .mypy_cache .ruff_cache .hypothesis

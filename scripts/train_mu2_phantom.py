@@ -5,7 +5,7 @@
 Five stages, each resumable (kill it and call it again): `data` makes studies and preprocesses them with the
 checkpoint's own image processor; `tower` trains the vision tower to say, per patch and per study, which findings it
 holds; `report` trains tokenizer and language model on the reports, from cached tower features; `whole` goes on with the
-vision tower included, from the volumes; `export` writes the checkpoint. `scripts/measure_mu2_phantom.py` measures it.
+vision tower included, from the volumes; `export` writes the checkpoint. `scripts/mu2_phantom_card.sh` measures it and writes its card.
 
 Reads: nothing (studies are computed from their seeds). Writes: WORK_DIR (studies, training state) and OUT (checkpoint).
 """
