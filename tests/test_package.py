@@ -26,7 +26,7 @@ LAYERS = {
     "preference": {"model", "data", "scoring", *ANSWERING},
     "training": {"model", "data", "scoring", "hub.assemble", "explain.value_path"},
     "hub": {"model", "data", "scoring"},
-    "serving": {"model", "data", "scoring", "reporting", "explain", "hub"},
+    "serving": {"model", "data", "scoring", "reporting"},
     "demo": {"model", "data", "scoring", "reporting", "explain", "hub"},
 }
 MORE_FOR_ONE_FILE = {"data/prepare.py": {"model.image_processing_mu2"}}

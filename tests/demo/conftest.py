@@ -8,7 +8,7 @@ from hf_mu2.demo.limits import Limits
 from hf_mu2.reporting.inference import load_reader
 
 LIMITS = Limits(
-    upload_bytes=8 * 2**20, voxels=2**22, max_new_tokens=32, confidence_samples=2, faithfulness_draws=2
+    upload_bytes=8 * 2**20, voxels=2**22, max_new_tokens=32, confidence_samples=2, faithfulness_draws=9
 )
 
 

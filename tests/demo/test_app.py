@@ -14,7 +14,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from hf_mu2.demo.app import build_app, launch_options
-from hf_mu2.demo.uploads import forget_upload
+from hf_mu2.reporting.uploads import forget_upload
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def server(reader):
     chromium()
     from hf_mu2.demo.app import build_app, launch_options
 
-    desk = Desk([reader], Limits(confidence_samples=2, faithfulness_draws=2))
+    desk = Desk([reader], Limits(confidence_samples=2, faithfulness_draws=9))
     app = build_app(desk)
     _, url, _ = app.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(desk)
@@ -118,7 +118,7 @@ def test_without_niivue_the_server_draws_the_slices(reader, monkeypatch, tmp_pat
     monkeypatch.setenv("HF_MU2_CACHE", str(tmp_path))
     from hf_mu2.demo.app import build_app, launch_options
 
-    desk = Desk([reader], Limits(faithfulness_draws=2))
+    desk = Desk([reader], Limits(faithfulness_draws=9))
     app = build_app(desk)
     try:
         _, url, _ = app.launch(

@@ -9,9 +9,9 @@ import time
 import httpx
 import pytest
 
-from hf_mu2.demo.conversation import Reply
-from hf_mu2.demo.limits import Limits
 from hf_mu2.reporting.report import Request, report_volume
+from hf_mu2.reporting.streaming import Reply
+from hf_mu2.reporting.uploads import UploadLimits
 from hf_mu2.serving.limits import ServingLimits
 
 openai = pytest.importorskip("openai")
@@ -142,7 +142,7 @@ def test_broken_uploads_are_refused_without_their_name_and_leave_nothing(serving
 
 
 def test_large_bodies_are_refused_before_they_are_stored(serving):
-    limits = ServingLimits(volumes=Limits(upload_bytes=3 << 20), inline_bytes=1 << 20)
+    limits = ServingLimits(volumes=UploadLimits(upload_bytes=3 << 20), inline_bytes=1 << 20)
     with serving(limits=limits) as client:
         announced = client.post("/v1/reports", files={"file": b"x" * (5 << 20)})
         hidden = client.post("/v1/chat/completions", content=(b"x" * (1 << 19) for _ in range(4)))

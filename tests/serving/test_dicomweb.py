@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Response
 
-from hf_mu2.demo.limits import Limits
+from hf_mu2.reporting.uploads import UploadLimits
 from hf_mu2.serving.dicomweb import DicomWeb
 from hf_mu2.serving.errors import Refusal
 from tests.model.test_volume_dicom import write_series
@@ -62,7 +62,7 @@ def test_the_series_is_whole(archive):
     from hf_mu2.model.volume_mu2 import load_volume
     from tests.model.analytic_body import sample_body
 
-    stream = DicomWeb(archive).fetch(STUDY, SERIES, Limits())
+    stream = DicomWeb(archive).fetch(STUDY, SERIES, UploadLimits())
     assert isinstance(stream, io.BytesIO)
     assert load_volume(stream.getvalue()).array.shape[0] == sample_body((8.0, 8.0, 5.0))[0].shape[2]
 
@@ -70,17 +70,17 @@ def test_the_series_is_whole(archive):
 @pytest.mark.parametrize("uid", ["../../etc", "1.2.3/rendered", "1.2.3?x=1", "1" * 65, "", "1.02"])
 def test_what_is_no_uid_is_not_sent(uid):
     with pytest.raises(Refusal, match="digits and points"):
-        DicomWeb("http://127.0.0.1:9").fetch(uid, SERIES, Limits())
+        DicomWeb("http://127.0.0.1:9").fetch(uid, SERIES, UploadLimits())
 
 
 def test_a_server_that_does_not_answer_is_named_as_such():
     with pytest.raises(Refusal, match="does not answer"):
-        DicomWeb("http://127.0.0.1:9").fetch(STUDY, SERIES, Limits())
+        DicomWeb("http://127.0.0.1:9").fetch(STUDY, SERIES, UploadLimits())
 
 
 def test_a_series_beyond_the_limits_is_cut_off(archive):
     with pytest.raises(Refusal, match="may have"):
-        DicomWeb(archive).fetch(STUDY, SERIES, Limits(zip_members=2))
+        DicomWeb(archive).fetch(STUDY, SERIES, UploadLimits(zip_members=2))
 
 
 def test_without_a_server_there_is_nothing_to_fetch_from(serving):

@@ -36,8 +36,8 @@ def serve(
         from hf_mu2.serving.app import make_app
     except ImportError as error:
         raise ImportError(f'Serving needs `pip install "hf_mu2[serve]"` ({error}).') from error
-    from hf_mu2.demo.limits import Limits
     from hf_mu2.reporting.inference import load_reader
+    from hf_mu2.reporting.uploads import UploadLimits
     from hf_mu2.serving.dicomweb import DicomWeb
     from hf_mu2.serving.limits import ServingLimits
 
@@ -50,7 +50,7 @@ def serve(
     reader = load_reader(model)
     complain(f"{reader.notice} Serving {reader.name} on http://{host}:{port}/v1")
     source = None if dicomweb is None else DicomWeb(dicomweb, os.environ.get(DICOMWEB_TOKEN) or None)
-    limits = ServingLimits(volumes=Limits(upload_bytes=upload_mb << 20), waiting=waiting)
+    limits = ServingLimits(volumes=UploadLimits(upload_bytes=upload_mb << 20), waiting=waiting)
     application = make_app(reader, limits=limits, api_key=key, max_new_tokens=max_new_tokens, dicomweb=source)
     uvicorn.run(application, host=host, port=port, log_level="warning", access_log=False)
 

@@ -17,14 +17,15 @@ from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.model.volume_mu2 import Volume, guess_body_region
 from hf_mu2.reporting.inference import Reader
 from hf_mu2.reporting.report import content_id, out_of_domain
+from hf_mu2.reporting.streaming import Messages, Reply, stream_reply
+from hf_mu2.reporting.uploads import read_upload
 
-from .conversation import Messages, Reply, Turn, assess_reply, history_of, stream_reply
+from .conversation import ShownReply, Turn, assess_reply, history_of
 from .gpu import on_gpu
 from .limits import Limits
 from .phantoms import make_case
 from .sessions import Session, Sessions
 from .slices import scale_heat
-from .uploads import read_upload
 
 
 class Desk:
@@ -123,7 +124,7 @@ class Desk:
         question = question.strip() or DEFAULT_QUESTION
         self.refuse_long(question, "A question")
         histories = {name: history_of(session.turns, name) for name in models}
-        turn = Turn(question, [Reply(name) for name in models])
+        turn = Turn(question, [ShownReply(name) for name in models])
         session.select(None)
         session.stop.clear()
         session.turns.append(turn)
@@ -133,7 +134,7 @@ class Desk:
                 for reply in self._stream(
                     name, volume, question, histories[name], self.limits.max_new_tokens
                 ):
-                    turn.replies[place] = reply
+                    turn.replies[place] = ShownReply(**vars(reply))
                     yield turn
                     if session.stop.is_set():
                         break

@@ -18,7 +18,7 @@ from hf_mu2.reporting.environment import library_versions
 from hf_mu2.reporting.inference import to_json
 from hf_mu2.reporting.pdf import render_pdf
 
-from .conversation import Reply
+from .conversation import ShownReply
 from .desk import Desk
 from .sessions import Session
 
@@ -123,7 +123,7 @@ def _heat_map(session: Session) -> bytes:
     return igzip.compress(as_nifti(heat, session.volume).to_bytes(), compresslevel=1)
 
 
-def _last_replies(session: Session) -> list[Reply]:
+def _last_replies(session: Session) -> list[ShownReply]:
     if session.volume is None or not session.turns:
         return []
     return [reply for reply in session.turns[-1].replies if reply.finish_reason and reply.text]

@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 
+from hf_mu2.reporting.uploads import UploadLimits
+
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of a running demo.
+class Limits(UploadLimits):
+    """Limits of a running demo, beside those of an upload.
 
     Args:
-        upload_bytes (`int`): Largest file taken; a larger one is refused while it arrives.
-        voxels (`int`): Largest volume; a larger one is refused from its header, before memory is taken.
-        zip_members (`int`): Most files in a DICOM zip.
-        question_chars (`int`): Longest question or report text.
         max_new_tokens (`int`): Longest answer.
         confidence_samples (`int`): Reports sampled to see which sentences come back; a checkpoint's calibration has a
             number of its own.
@@ -22,10 +20,6 @@ class Limits:
         idle_s (`float`): Volumes, answers and unused uploads are deleted after this many seconds without a request.
     """
 
-    upload_bytes: int = 512 * 2**20
-    voxels: int = 2**28  # 512 x 512 x 1024
-    zip_members: int = 5000
-    question_chars: int = 4000
     max_new_tokens: int = 512
     confidence_samples: int = 8
     faithfulness_draws: int = 9

@@ -13,7 +13,7 @@ from hf_mu2.explain.evidence_figure import PLANES
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.scoring.labels import find_labels
 
-from .conversation import Reply, Turn
+from .conversation import ShownReply, Turn
 from .sessions import Session
 from .slices import PRESETS, browser_steps
 
@@ -166,7 +166,7 @@ def _turn(session: Session, place: int, turn: Turn) -> str:
     )
 
 
-def _reply(session: Session, place: int, column: int, reply: Reply, truth: str | None) -> str:
+def _reply(session: Session, place: int, column: int, reply: ShownReply, truth: str | None) -> str:
     ends = {"eos": f"{reply.seconds:.1f} s", "length": "cut off at the longest length", "stopped": "stopped"}
     state = ends.get(reply.finish_reason, "writing" if reply.text else "waiting")
     if reply.evidence is None:
@@ -182,7 +182,7 @@ def _reply(session: Session, place: int, column: int, reply: Reply, truth: str |
     )
 
 
-def _sentences(session: Session, place: int, column: int, reply: Reply) -> str:
+def _sentences(session: Session, place: int, column: int, reply: ShownReply) -> str:
     """Write the answer with each sentence as a button that shows what it rests on."""
     assert reply.evidence is not None
     parts, at = [], 0
@@ -200,7 +200,7 @@ def _sentences(session: Session, place: int, column: int, reply: Reply) -> str:
     return "".join(parts) + _lines(reply.text[at:])
 
 
-def _sureness(reply: Reply, span: tuple[int, int]) -> str:
+def _sureness(reply: ShownReply, span: tuple[int, int]) -> str:
     """Show the calibrated confidence of a sentence, or how many of the sampled reports agree with it."""
     assessed = next((sentence for sentence in reply.assessed if sentence.span == span), None)
     if assessed is None or assessed.agreement is None:  # it states nothing that can be compared
@@ -217,7 +217,7 @@ def _sureness(reply: Reply, span: tuple[int, int]) -> str:
     return f'<sup class="mu2-sure {level}" title="{says}" aria-label="{says}">{share:.0%}</sup>'
 
 
-def _legend(reply: Reply) -> str:
+def _legend(reply: ShownReply) -> str:
     """Say what the numbers behind the sentences are."""
     stating = [sentence for sentence in reply.assessed if sentence.agreement is not None]
     if not stating:

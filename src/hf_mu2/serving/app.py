@@ -37,12 +37,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hf_mu2.demo.conversation import Reply
-from hf_mu2.demo.uploads import read_upload
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.model.volume_mu2 import guess_body_region
 from hf_mu2.reporting.inference import Reader
 from hf_mu2.reporting.report import content_id, out_of_domain
+from hf_mu2.reporting.streaming import Reply
+from hf_mu2.reporting.uploads import read_upload
 
 from .dicomweb import DicomWeb
 from .errors import (

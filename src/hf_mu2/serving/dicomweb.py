@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from hf_mu2.demo.limits import Limits
+from hf_mu2.reporting.uploads import UploadLimits
 
 from .errors import Refusal
 
@@ -29,7 +29,7 @@ class DicomWeb:
     url: str
     token: str | None = None
 
-    def fetch(self, study_uid: str, series_uid: str, limits: Limits) -> BinaryIO:
+    def fetch(self, study_uid: str, series_uid: str, limits: UploadLimits) -> BinaryIO:
         """Fetch all instances of a series, stored in one zip.
 
         Raises:

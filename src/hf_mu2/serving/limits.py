@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from hf_mu2.demo.limits import Limits
+from hf_mu2.reporting.uploads import UploadLimits
 
 
 @dataclass(frozen=True)
 class ServingLimits:
-    """Limits of a running endpoint.
+    """UploadLimits of a running endpoint.
 
     Args:
-        volumes (`Limits`): Of one volume, its size, voxels and zip members, and of a question.
+        volumes (`UploadLimits`): Of one volume, its size, voxels and zip members, and of a question.
         inline_bytes (`int`): Largest JSON body, which is held in memory; larger volumes are uploaded.
         waiting (`int`): Requests that may wait for the model; one more is told when to come back.
         loaded (`int`): Volumes in memory at once: one being answered, others being read.
@@ -19,7 +19,7 @@ class ServingLimits:
         stall_s (`float`): A body of which nothing arrives for so many seconds is given up.
     """
 
-    volumes: Limits = field(default_factory=Limits)
+    volumes: UploadLimits = field(default_factory=UploadLimits)
     inline_bytes: int = 96 * 2**20
     waiting: int = 16
     loaded: int = 2

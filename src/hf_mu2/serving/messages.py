@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from hf_mu2.demo.conversation import Messages
+from hf_mu2.reporting.streaming import Messages
 
 from .errors import Refusal
 

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import anyio
 from starlette.concurrency import run_in_threadpool
 
-from hf_mu2.demo.conversation import Messages, Reply, stream_reply
 from hf_mu2.model.volume_mu2 import Volume
 from hf_mu2.reporting.inference import Reader
+from hf_mu2.reporting.streaming import Messages, Reply, stream_reply
 
 from .errors import Refusal
 from .limits import ServingLimits

@@ -8,12 +8,29 @@ import re
 import shutil
 import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hf_mu2.model.volume_mu2 import OutOfDomainWarning, Volume, VolumeError, load_volume
 from hf_mu2.reporting.report import without_name
 
-from .limits import Limits
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """What one upload may be.
+
+    Args:
+        upload_bytes (`int`): Largest file taken; a larger one is refused while it arrives.
+        voxels (`int`): Largest volume; a larger one is refused from its header, before memory is taken.
+        zip_members (`int`): Most files in a DICOM zip.
+        question_chars (`int`): Longest question or report text.
+    """
+
+    upload_bytes: int = 512 * 2**20
+    voxels: int = 2**28  # 512 x 512 x 1024
+    zip_members: int = 5000
+    question_chars: int = 4000
+
 
 # In a list of series: the description, which people fill with words of their own, and the UID.
 _DESCRIPTION = re.compile(r"^(\s*series [^:]*): .*?, (\d+ slices of .*?)(?:, [\d.]+)?$", re.MULTILINE)
@@ -21,14 +38,19 @@ _UID = re.compile(r"\b[0-2](?:\.\d+){5,}\b")
 
 
 def read_upload(
-    path: str | Path, folder: str | Path, limits: Limits, *, series: str | None = None, clamp: bool = True
+    path: str | Path,
+    folder: str | Path,
+    limits: UploadLimits,
+    *,
+    series: str | None = None,
+    clamp: bool = True,
 ) -> tuple[Volume, list[str]]:
     """Read one uploaded volume and delete the upload, whether it could be read or not.
 
     Args:
         path (`str` or `Path`): Where the upload lies, as the browser or client says: not to be trusted.
         folder (`str` or `Path`): Where uploads are stored; nothing outside it is read or deleted.
-        limits (`Limits`): What one visitor may take.
+        limits (`UploadLimits`): What one visitor may take.
         series (`str`, *optional*): Number of the DICOM series, where a zip holds several.
         clamp (`bool`): As in `load_volume`.
 
@@ -77,7 +99,7 @@ def public_message(error: Exception | str, upload: Path) -> str:
     return _UID.sub("(UID)", _DESCRIPTION.sub(r"\1: \2", message))
 
 
-def _refuse_large(upload: Path, limits: Limits) -> None:
+def _refuse_large(upload: Path, limits: UploadLimits) -> None:
     """Refuse by size, and by the directory of a zip, before anything is unpacked."""
     size = upload.stat().st_size
     if size > limits.upload_bytes:

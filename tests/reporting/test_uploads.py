@@ -9,12 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from hf_mu2.demo.limits import Limits
-from hf_mu2.demo.uploads import public_message, read_upload
 from hf_mu2.model.volume_mu2 import VolumeError
+from hf_mu2.reporting.uploads import UploadLimits, public_message, read_upload
 from tests.tiny import tiny_nifti, tiny_volume
 
-SMALL = Limits(upload_bytes=2**20, voxels=2**16, zip_members=20)
+SMALL = UploadLimits(upload_bytes=2**20, voxels=2**16, zip_members=20)
 NAME = "DOE_JANE_1970.nii.gz"
 
 
