@@ -3,9 +3,9 @@
     python benchmarks/serve_load.py [--clients 50] [--out FILE.json]
 
 The endpoint runs as a process of its own on loopback, with the embedded checkpoint and the default limits but for
-uploads of at most 24 MB. Half of the good requests stream. A client that is told 429 comes back after the seconds it was
-told. Printed: what became of every kind of request, that no file is left, and the resident memory before the load, at
-its peak and a few seconds after.
+uploads of at most 24 MB. Half of the good requests stream. A client that is told 429 comes back after the seconds it
+was told. Printed: what became of every kind of request, that no file is left, and the resident memory before the load,
+at its peak and a few seconds after.
 """
 
 import argparse

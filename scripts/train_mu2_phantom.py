@@ -5,7 +5,8 @@
 Five stages, each resumable (kill it and call it again): `data` makes studies and preprocesses them with the
 checkpoint's own image processor; `tower` trains the vision tower to say, per patch and per study, which findings it
 holds; `report` trains tokenizer and language model on the reports, from cached tower features; `whole` goes on with the
-vision tower included, from the volumes; `export` writes the checkpoint. `scripts/mu2_phantom_card.sh` measures it and writes its card.
+vision tower included, from the volumes; `export` writes the checkpoint. `scripts/mu2_phantom_card.sh` measures it and
+writes its card.
 
 Reads: nothing (studies are computed from their seeds). Writes: WORK_DIR (studies, training state) and OUT (checkpoint).
 """
@@ -72,9 +73,7 @@ def image_processor() -> Mu2ImageProcessor:
 
 def config() -> Mu2Config:
     notice = "Demo model trained on synthetic CT only. Not a medical device."
-    return Mu2Config.from_preset(
-        "tiny", notice=notice, body_region="chest", trained_on_synthetic_only=True
-    )
+    return Mu2Config.from_preset("tiny", notice=notice, body_region="chest", trained_on_synthetic_only=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
