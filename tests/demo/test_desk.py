@@ -33,9 +33,10 @@ def visit(desk, phantom_bytes):
     path.parent.mkdir()
     path.write_bytes(phantom_bytes)
     desk.open_upload(session, path)
-    for question in ("", QUESTION):
-        finish(desk.ask(session, question))
-        finish(desk.explain(session))
+    finish(desk.ask(session, ""))
+    finish(desk.explain(session))
+    finish(desk.ask(session, QUESTION))
+    finish(itertools.islice(desk.explain(session), 2))  # the maps, without their check
     return session
 
 
