@@ -126,3 +126,26 @@ def test_predict_runs_under_accelerate_launch(checkpoint, volumes, tmp_path):
     run = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_report_needs_no_extra(volumes, checkpoint, tmp_path):
+    """What `make demo` installs is the package with the extra `dicom` alone."""
+    extras = (
+        "datasets",
+        "trl",
+        "peft",
+        "sklearn",
+        "reportlab",
+        "highdicom",
+        "fhir",
+        "matplotlib",
+        "gradio",
+        "fastapi",
+    )
+    blocked = f"import sys\nsys.modules.update(dict.fromkeys({extras!r}))\n"
+    arguments = ["report", str(volumes / "ct0.nii.gz"), "--model", str(checkpoint), "--max-new-tokens", "2"]
+    code = f"{blocked}sys.argv = ['hf-mu2', *{arguments!r}]\nfrom hf_mu2.cli import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -82,7 +82,6 @@ def report(
     """
     from hf_mu2.files import replace_file
     from hf_mu2.reporting.formats import check_formats, write_formats
-    from hf_mu2.reporting.impressions import follow_with_impression, load_writer
     from hf_mu2.reporting.inference import load_reader, to_json
     from hf_mu2.reporting.report import Request, find_volumes, name_of, report_volume, write_report
 
@@ -106,14 +105,14 @@ def report(
         max_new_tokens=max_new_tokens,
     )
     reader = load_reader(model)
-    writer = None if impression_model is None else load_writer(impression_model)
+    follow = None if impression_model is None else _impression_writer(impression_model)
     assess = _sentence_assessor(reader, calibration) if confidence else None
     num_refused = 0
     for path in volumes:
         try:
             result = report_volume(path, reader, request)
-            if writer is not None:
-                result = follow_with_impression(result, writer)
+            if follow is not None:
+                result = follow(result)
         except ValueError as error:
             if len(volumes) == 1:
                 raise
@@ -155,6 +154,14 @@ def report(
         raise ValueError(
             f"{num_refused} of {len(volumes)} volumes in `{volume}` were refused; see above for why."
         )
+
+
+def _impression_writer(model: str) -> "Callable[[Report], Report]":
+    """Return what gives a report the impression of a language model."""
+    from hf_mu2.reporting.impressions import follow_with_impression, load_writer
+
+    writer = load_writer(model)
+    return lambda result: follow_with_impression(result, writer)
 
 
 def _sentence_assessor(
