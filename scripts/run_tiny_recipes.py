@@ -16,7 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from hf_mu2.data.phantom import write_benchmark
+from hf_mu2.data.phantom import FIRST_SEED, write_benchmark, write_phantoms
+from hf_mu2.data.phantom.benchmark import RESOLUTIONS
 from hf_mu2.files import replace_text
 from hf_mu2.training.recipe import RECIPES, train_recipe
 from hf_mu2.training.record import describe_hardware
@@ -104,6 +105,15 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     os.chdir(arguments.work)
     write_benchmark("phantoms", "tiny", resolution="coarse")
+    for split, count in (("train", 24), ("validation", 8)):  # for the recipes of DPO
+        write_phantoms(
+            "phantom_pairs",
+            count,
+            FIRST_SEED[split],
+            split=split,
+            spacing=RESOLUTIONS["coarse"],
+            view="preference",
+        )
     if openi and not Path("OpenI").is_symlink():
         Path("OpenI").symlink_to(openi)
     results = Path("tiny_recipes.json")
