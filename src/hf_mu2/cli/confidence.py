@@ -9,7 +9,7 @@ import typer
 from .shared import AsJson, MaxNewTokens, Model, Split, app, print_result, refuse_failed
 
 confidence_app = typer.Typer(
-    help="How sure to be of each sentence: calibrate it on validation studies.", no_args_is_help=True
+    help="How sure to be of each sentence.", no_args_is_help=True
 )
 app.add_typer(confidence_app, name="confidence")
 

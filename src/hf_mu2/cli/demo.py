@@ -27,7 +27,7 @@ def demo(
     ] = False,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Show a CT in the browser, ask about it, see what each sentence rests on.
+    """Show a CT in the browser and ask about it.
 
     Runs on this machine alone: no telemetry, nothing fetched from elsewhere, uploads deleted.
     """

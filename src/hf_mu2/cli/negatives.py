@@ -38,7 +38,7 @@ def negatives(
     out: Annotated[Path | None, typer.Option(help="JSONL to write, one line per study.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw negatives and describe them, without opening a volume.
+    """Draw negatives and describe them.
 
     Distances, relaxations, positive labels per negative and the effective pool of volumes.
     """

@@ -51,7 +51,7 @@ def plan(
     processes: Annotated[int, typer.Option(min=1, help="GPUs of the engine.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Say how much GPU memory training needs, and which batch fits.
+    """Say how much GPU memory training needs.
 
     A step runs on tensors without content while allocations are counted: no GPU and no weights are needed.
     """
