@@ -118,7 +118,7 @@ def test_a_defect_of_the_package_is_named_without_its_words(cli, tmp_path, monke
 
 
 def test_no_line_of_the_help_is_cut(cli):
-    for group in ((), ("data",), ("labels",), ("publish",)):
+    for group in ((), ("data",), ("labels",), ("publish",), ("confidence",), ("slices",)):
         assert "..." not in cli(*group, "--help").out.partition("Commands:")[2]
 
 

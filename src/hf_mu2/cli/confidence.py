@@ -8,9 +8,7 @@ import typer
 
 from .shared import AsJson, MaxNewTokens, Model, Split, app, print_result, refuse_failed
 
-confidence_app = typer.Typer(
-    help="How sure to be of each sentence.", no_args_is_help=True
-)
+confidence_app = typer.Typer(help="How sure to be of each sentence.", no_args_is_help=True)
 app.add_typer(confidence_app, name="confidence")
 
 Sentences = Annotated[Path, typer.Argument(help="File that `confidence collect` wrote.")]
@@ -30,7 +28,7 @@ def collect(
     max_new_tokens: MaxNewTokens = 512,
     as_json: AsJson = False,
 ) -> None:
-    """Write every sentence of a report with its features, and whether it is right."""
+    """Write every sentence of every report, and whether it is right."""
     from hf_mu2.explain.confidence_runs import collect_sentences
     from hf_mu2.reporting.inference import load_reader, process_state
     from hf_mu2.reporting.studies import open_studies
@@ -77,7 +75,10 @@ def measure(
     out: Annotated[Path, typer.Option(help="Folder for the numbers and the reliability diagram.")],
     as_json: AsJson = False,
 ) -> None:
-    """Measure a calibration, on test studies: does it separate right from wrong, and is it honest?"""
+    """Measure a calibration on test studies.
+
+    Does it separate right from wrong, and is it honest?
+    """
     from hf_mu2.explain.confidence import load_calibration
     from hf_mu2.explain.confidence_runs import measure_calibration, write_measured
 

@@ -105,7 +105,7 @@ def model_card(
     description: Annotated[Path | None, typer.Option(help="Markdown file to say first.", exists=True)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the card of a checkpoint from result files; no number is typed."""
+    """Write the card of a checkpoint from result files."""
     from hf_mu2.hub.model_card import write_model_card
 
     named = dict(item.rpartition("=")[::2] for item in evaluation or ())

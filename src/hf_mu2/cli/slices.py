@@ -82,7 +82,9 @@ def plan(
     max_pixels: MaxPixels = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count the tokens of studies before training, and say what to change if they are too many.
+    """Count the tokens of studies before training.
+
+    And say what to change if they are too many.
 
     Only configuration and tokenizer are read of the model. Ends with exit code 2 if a study does not fit.
     """
