@@ -230,3 +230,10 @@ def test_the_report_shows_confidence_beside_its_sentences(cli, phantoms, tmp_pat
     assert next(iter(record)) == "notice" and record["sentences"]
     for said in record["sentences"]:
         assert said["text"] in result.out and said["key_slices"]
+
+
+def test_an_empty_answer_has_no_sentences(reader):
+    from hf_mu2.explain.forced import tokenize_sentences
+
+    ids, spans, tokens = tokenize_sentences(reader.processor.tokenizer, "")
+    assert ids.shape[1] == 0 and spans == () and tokens.shape == (0, 0)

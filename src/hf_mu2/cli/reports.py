@@ -109,10 +109,30 @@ def report(
     assess = _sentence_assessor(reader, calibration) if confidence else None
     num_refused = 0
     for path in volumes:
+        folder = out if len(volumes) == 1 or out is None else out / name_of(path)
         try:
             result = report_volume(path, reader, request)
             if follow is not None:
                 result = follow(result)
+            files = {} if folder is None else write_report(result, folder)
+            record = result.to_dict() | ({"sentences": assess(result)} if assess else {})
+            if assess and folder is not None:
+                files["sentences"] = folder / "sentences.json"
+                shown = {key: record[key] for key in ("notice", "study_id", "sentences")}
+                replace_file(files["sentences"], to_json(shown))
+            if also and folder is not None:
+                slices, pictures = _key_slices(result, reader)
+                files |= write_formats(
+                    result,
+                    also,
+                    folder,
+                    path,
+                    series=series,
+                    key_slices=slices,
+                    pictures=pictures,
+                    font=font,
+                    allow_demo=allow_demo,
+                )
         except ValueError as error:
             if len(volumes) == 1:
                 raise
@@ -121,27 +141,6 @@ def report(
             continue
         for message in result.warnings:
             complain(f"Warning: {message}")
-        folder = out if len(volumes) == 1 or out is None else out / name_of(path)
-        files = {} if folder is None else write_report(result, folder)
-        record = result.to_dict() | ({"sentences": assess(result)} if assess else {})
-        if assess and folder is not None:
-            files["sentences"] = folder / "sentences.json"
-            replace_file(
-                files["sentences"], to_json({key: record[key] for key in ("notice", "study_id", "sentences")})
-            )
-        if also and folder is not None:
-            slices, pictures = _key_slices(result, reader)
-            files |= write_formats(
-                result,
-                also,
-                folder,
-                path,
-                series=series,
-                key_slices=slices,
-                pictures=pictures,
-                font=font,
-                allow_demo=allow_demo,
-            )
         if as_json:
             places = {"files": {name: str(file) for name, file in files.items()}} if files else {}
             typer.echo(json.dumps(record | places, ensure_ascii=False))

@@ -232,7 +232,7 @@ def tokenize_sentences(
     """
     spans = split_sentences(answer)
     encoded = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True, return_tensors="pt")
-    offsets = encoded["offset_mapping"][0]
+    offsets = encoded["offset_mapping"][0].reshape(-1, 2)  # of an empty answer too
     bounds = torch.tensor(spans).reshape(-1, 2)
     overlaps = (offsets[:, 0] < bounds[:, 1:]) & (offsets[:, 1] > bounds[:, :1])
     return encoded["input_ids"], spans, overlaps.float()
