@@ -237,3 +237,25 @@ def test_an_empty_answer_has_no_sentences(reader):
 
     ids, spans, tokens = tokenize_sentences(reader.processor.tokenizer, "")
     assert ids.shape[1] == 0 and spans == () and tokens.shape == (0, 0)
+
+
+def test_a_report_is_explained_once_and_its_maps_are_not_tested_for_its_slices(
+    cli, phantoms, tmp_path, monkeypatch
+):
+    from hf_mu2.explain import confidence, evidence
+
+    calls = []
+    explain = evidence.explain_report
+
+    def counted(*arguments, **options):
+        calls.append(options)
+        return explain(*arguments, **options)
+
+    monkeypatch.setattr(evidence, "explain_report", counted)
+    monkeypatch.setattr(confidence, "explain_report", counted)
+    volume = next((phantoms / "test").glob("*.nii.gz"))
+    options = ("--max-new-tokens", 30, "--out", tmp_path / "out")
+    for formats in (("--also", "pdf"), ()):
+        result = cli("report", volume, "--confidence", *formats, *options)
+        assert result.code == 0, result.err
+    assert calls == [{"num_draws": 0}] * 2

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from hf_mu2.explain.evidence import Explanation
     from hf_mu2.reporting.inference import Reader
     from hf_mu2.reporting.report import Report
 
@@ -115,13 +116,14 @@ def report(
             if follow is not None:
                 result = follow(result)
             files = {} if folder is None else write_report(result, folder)
-            record = result.to_dict() | ({"sentences": assess(result)} if assess else {})
+            explanation = _explain(result, reader) if also and folder is not None else None
+            record = result.to_dict() | ({"sentences": assess(result, explanation)} if assess else {})
             if assess and folder is not None:
                 files["sentences"] = folder / "sentences.json"
                 shown = {key: record[key] for key in ("notice", "study_id", "sentences")}
                 replace_file(files["sentences"], to_json(shown))
             if also and folder is not None:
-                slices, pictures = _key_slices(result, reader)
+                slices, pictures = _key_slices(result, explanation)
                 files |= write_formats(
                     result,
                     also,
@@ -165,7 +167,7 @@ def _impression_writer(model: str) -> "Callable[[Report], Report]":
 
 def _sentence_assessor(
     reader: "Reader", calibration: Path | None
-) -> "Callable[[Report], list[dict[str, Any]]]":
+) -> "Callable[[Report, Explanation | None], list[dict[str, Any]]]":
     """Return what assesses the sentences of a report, saying so where confidence is not calibrated."""
     from dataclasses import asdict
 
@@ -179,9 +181,11 @@ def _sentence_assessor(
             f"Warning: `{reader.name}` has no calibration: sentences come with the share of sampled reports that state "
             "the same. Fit one with `hf-mu2 confidence collect` and `fit`."
         )
-    return lambda result: [
+    return lambda result, explanation: [
         asdict(sentence)
-        for sentence in assess_report(reader, result.volume, result.question, result.text, fitted)
+        for sentence in assess_report(
+            reader, result.volume, result.question, result.text, fitted, explanation=explanation
+        )
     ]
 
 
@@ -200,20 +204,28 @@ def _lay_out(text: str, sentences: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _key_slices(result: "Report", reader: "Reader") -> tuple[list[int], list[tuple["Image", str]]]:
-    """Picture what the report rests on; the spread of the montage where a checkpoint cannot be traced."""
+def _explain(result: "Report", reader: "Reader") -> "Explanation | None":
+    """Find what a report rests on, for its key slices and its confidence; `None` where it cannot be traced."""
     from hf_mu2.explain.evidence import explain_report
+
+    try:
+        return explain_report(reader, result.volume, result.question, result.text, num_draws=0)
+    except ValueError as error:
+        complain(f"Warning: key slices are spread evenly instead of chosen by evidence. {error}")
+        return None
+
+
+def _key_slices(
+    result: "Report", explanation: "Explanation | None"
+) -> tuple[list[int], list[tuple["Image", str]]]:
+    """Picture what the report rests on; the spread of the montage where that is not known."""
     from hf_mu2.explain.key_slices import picture_key_slices
     from hf_mu2.reporting.montage import draw_montage
 
-    try:
-        explanation = explain_report(reader, result.volume, result.question, result.text)
-    except ValueError as error:
-        complain(f"Warning: key slices are spread evenly instead of chosen by evidence. {error}")
-        return [], [
-            (draw_montage(result.volume, result.notice, result.study_id), "Slices spread over the body.")
-        ]
-    return picture_key_slices(explanation)
+    if explanation is not None:
+        return picture_key_slices(explanation)
+    montage = draw_montage(result.volume, result.notice, result.study_id)
+    return [], [(montage, "Slices spread over the body.")]
 
 
 @app.command()

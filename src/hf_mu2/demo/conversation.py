@@ -1,9 +1,8 @@
 """A conversation about a volume, turn by turn, and what is known of the sentences of its answers."""
 
-import math
 from dataclasses import dataclass, field
 
-from hf_mu2.explain.confidence import AssessedSentence, Calibration, describe_report
+from hf_mu2.explain.confidence import AssessedSentence, Calibration, assess_sentence, describe_report
 from hf_mu2.explain.evidence import Explanation
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.model.volume_mu2 import Volume
@@ -55,17 +54,9 @@ def assess_reply(
     """Say how sure to be of each sentence of a reply, as [`~hf_mu2.explain.confidence.assess_report`] does."""
     prompt = reader.prepare([[*history, *reader.processor.build_messages(volume, question=question)]])
     num_samples = num_samples if calibration is None else calibration.num_samples
+    # Fitted on reports: it says nothing about other questions, or about a turn that follows others.
+    fitting = calibration if question == DEFAULT_QUESTION and not history else None
     return [
-        AssessedSentence(
-            sentence.text,
-            sentence.span,
-            # Fitted on reports: it says nothing about other questions, or about a turn that follows others.
-            calibration.confidence(sentence)
-            if calibration and question == DEFAULT_QUESTION and not history
-            else None,
-            sentence.agreement,
-            math.exp(sentence.mean_log_probability),
-            [],
-        )
+        assess_sentence(sentence, fitting)
         for sentence in describe_report(reader, prompt, answer, num_samples=num_samples)
     ]

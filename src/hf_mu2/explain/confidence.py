@@ -26,7 +26,7 @@ from hf_mu2.reporting.inference import Answer, Reader
 from hf_mu2.reporting.sampling import sample_candidates, sampling_config
 from hf_mu2.scoring.regions import read_findings
 
-from .evidence import check_explainable, explain_report
+from .evidence import Explanation, check_explainable, explain_report
 from .forced import tokenize_sentences
 
 CALIBRATION_FILE = "confidence.json"  # beside the weights of a checkpoint
@@ -299,6 +299,7 @@ def assess_report(
     report: str,
     calibration: Calibration | None,
     *,
+    explanation: Explanation | None = None,
     num_samples: int = 8,
     seed: int = 0,
 ) -> list[AssessedSentence]:
@@ -307,6 +308,7 @@ def assess_report(
     Args:
         question (`str`): What was asked, as the model read it.
         calibration (`Calibration`, *optional*): Of this checkpoint; its number of samples replaces `num_samples`.
+        explanation (`Explanation`, *optional*): Of this report, where it is at hand; made here otherwise.
 
     Raises:
         ValueError: if the checkpoint's evidence cannot be traced, see [`check_explainable`].
@@ -315,15 +317,25 @@ def assess_report(
     prompt = reader.prepare([reader.processor.build_messages(volume, question=question)])
     num_samples = num_samples if calibration is None else calibration.num_samples
     sentences = describe_report(reader, prompt, report, num_samples=num_samples, seed=seed)
-    evidence = explain_report(reader, volume, question, report).sentences if sentences else []
+    if not sentences:
+        return []
+    if explanation is None:  # its slices are wanted, not the test of its maps
+        explanation = explain_report(reader, volume, question, report, num_draws=0)
     return [
-        AssessedSentence(
-            sentence.text,
-            sentence.span,
-            None if calibration is None else calibration.confidence(sentence),
-            sentence.agreement,
-            float(np.exp(sentence.mean_log_probability)),
-            place.key_slices,
-        )
-        for sentence, place in zip(sentences, evidence, strict=True)
+        assess_sentence(sentence, calibration, place.key_slices)
+        for sentence, place in zip(sentences, explanation.sentences, strict=True)
     ]
+
+
+def assess_sentence(
+    sentence: SentenceFeatures, calibration: Calibration | None, key_slices: Sequence[int] = ()
+) -> AssessedSentence:
+    """Say of a described sentence how sure to be of it."""
+    return AssessedSentence(
+        sentence.text,
+        sentence.span,
+        None if calibration is None else calibration.confidence(sentence),
+        sentence.agreement,
+        float(np.exp(sentence.mean_log_probability)),
+        list(key_slices),
+    )
