@@ -1,24 +1,19 @@
 """Say what went wrong: bad input in its own words, a defect of ours without its innards, which may hold a path."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 
 import gradio as gr
 
-logger = logging.getLogger(__name__)
+from hf_mu2.reporting.host import describe_defect
 
 
 def describe(error: Exception) -> str:
     """Return the sentence a visitor reads."""
     if isinstance(error, ValueError | ImportError):
         return str(error)
-    logger.error("A request met a %s.", type(error).__name__, exc_info=logger.isEnabledFor(logging.DEBUG))
-    return (
-        f"A request ends with a result or says what is wrong, this one met a {type(error).__name__}. Try again; if it "
-        "comes back, tell the authors."
-    )
+    return describe_defect(error)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 Writes: one folder per visitor under a private temporary folder; both are deleted.
 """
 
-import ctypes
 import os
 import secrets
 import shutil
@@ -11,13 +10,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from hf_mu2.model.volume_mu2 import Volume
+from hf_mu2.reporting.host import return_memory
 
 from .conversation import Turn
 
@@ -191,9 +191,3 @@ def _delete(sessions: list[Session]) -> None:
         shutil.rmtree(session.folder, ignore_errors=True)
     if sessions:
         return_memory()
-
-
-def return_memory() -> None:
-    """Hand freed memory back to the system: glibc keeps what its many threads freed, which large volumes make much."""
-    with suppress(OSError, AttributeError):  # of another system or C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

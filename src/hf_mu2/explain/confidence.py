@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 from hf_mu2.files import replace_text
 from hf_mu2.model.volume_mu2 import Volume
 from hf_mu2.reporting.inference import Answer, Reader
-from hf_mu2.reporting.sampling import sample_candidates, sampling_config
+from hf_mu2.reporting.sampling import sample_seeded, sampling_config
 from hf_mu2.scoring.regions import read_findings
 
 from .evidence import Explanation, check_explainable, explain_report
@@ -135,10 +135,7 @@ def describe_report(
     """
     prompt = encode_volumes(reader, prompt)
     config = sampling_config(reader, max_new_tokens=max_new_tokens)
-    device = reader.model.device
-    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
-        torch.manual_seed(seed)
-        samples = sample_candidates(reader, prompt, num_samples, config)[0]
+    samples = sample_seeded(reader, prompt, num_samples, config, seed)[0]
     return describe_sentences(reader, prompt, report, [sample.text for sample in samples])
 
 

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_mu2.data.build import CORPORA, corpus_info
-from hf_mu2.data.corpus import CorpusInfo
 from hf_mu2.tables import TableError
 
+from .terms import names_of, plain_name
 from .upload import CARD, PublishError, UploadPlan, card_data, refuse, upload
 from .upload_checks import find_patient_data, find_secrets, list_files, read_documents
 
@@ -83,11 +83,11 @@ def _card_problems(folder: Path) -> Iterator[str]:
 def _source_problems(folder: Path, files: list[str]) -> Iterator[str]:
     """Say which corpora a folder comes from that may not be handed on, and how much of its text may not leave."""
     infos = [info for info in map(corpus_info, CORPORA) if not info.redistributable]
-    closed = {name: info for info in infos for name in _names(info)}
+    closed = {name: info for info in infos for name in names_of(info)}
     named: dict[str, list[str]] = {}  # corpus -> where it is named
 
     def look(values: Iterable[str], place: str) -> None:
-        for title in {closed[name].title for name in map(_plain, values) if name in closed}:
+        for title in {closed[name].title for name in map(plain_name, values) if name in closed}:
             named.setdefault(title, []).append(place)
 
     if (folder / CARD).is_file():
@@ -110,16 +110,6 @@ def _source_problems(folder: Path, files: list[str]) -> Iterator[str]:
             f"it comes from {title}, which may not be redistributed, according to {', '.join(dict.fromkeys(places))}: "
             "share the code that makes it, not the data"
         )
-
-
-def _names(info: CorpusInfo) -> set[str]:
-    address = info.url.rstrip("/").split("/")
-    hub_id = "/".join(address[-2:]) if "/datasets/" in info.url else info.name
-    return {_plain(name) for name in (info.name, info.title, hub_id)}
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _sources(value: Any, key: str = "") -> Iterator[str]:

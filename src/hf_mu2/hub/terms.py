@@ -92,13 +92,8 @@ def terms_of(base_model: str) -> BaseTerms | None:
 
 def corpora_of(names: Iterable[str]) -> list[CorpusInfo]:
     """Look up corpora by the builder's name, title or Hub id; unknown ones are left out."""
-    wanted = {_plain(name) for name in names}
-    return [
-        info
-        for info in map(corpus_info, CORPORA)
-        if wanted
-        & {_plain(info.name), _plain(info.title), _plain("/".join(info.url.rstrip("/").split("/")[-2:]))}
-    ]
+    wanted = {plain_name(name) for name in names}
+    return [info for info in map(corpus_info, CORPORA) if wanted & names_of(info)]
 
 
 def licence_problems(
@@ -156,5 +151,12 @@ def licence_warnings(corpora: Iterable[CorpusInfo]) -> Iterator[str]:
             yield f"{info.title} has terms of its own: {info.terms}"
 
 
-def _plain(name: str) -> str:
+def names_of(info: CorpusInfo) -> set[str]:
+    """Return every name of a corpus, plain: of its builder, its title, its Hub id."""
+    last_two = "/".join(info.url.rstrip("/").split("/")[-2:])  # of a Hub address the id
+    return {plain_name(name) for name in (info.name, info.title, last_two) if name}
+
+
+def plain_name(name: str) -> str:
+    """Reduce a name to its letters and digits in lower case."""
     return "".join(letter for letter in name.lower() if letter.isalnum())

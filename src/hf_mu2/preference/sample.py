@@ -30,7 +30,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
@@ -38,7 +37,7 @@ from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.reporting.environment import describe_command
 from hf_mu2.reporting.inference import Answer, Reader, process_state
 from hf_mu2.reporting.journal import Finished, SharedJournal
-from hf_mu2.reporting.sampling import sample_candidates, sampling_config
+from hf_mu2.reporting.sampling import sample_seeded, sampling_config
 from hf_mu2.reporting.studies import Batch, LoadedStudy, Studies, read_batches
 
 ENDINGS = (".jsonl", ".parquet")
@@ -150,11 +149,7 @@ def _sample_batch(
 ) -> list[list[Answer]]:
     if batch.inputs is None:
         return []
-    device = reader.model.device
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-        torch.manual_seed(batch_seed)
-        return sample_candidates(reader, batch.inputs, num_candidates, config)
+    return sample_seeded(reader, batch.inputs, num_candidates, config, batch_seed)
 
 
 def _row(

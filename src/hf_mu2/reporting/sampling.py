@@ -72,3 +72,18 @@ def sample_candidates(
         model.generation_config = own
     answers = read_answers(model, reader.processor, generated[:, input_ids.shape[1] :])
     return [answers[start : start + num_candidates] for start in range(0, len(answers), num_candidates)]
+
+
+def sample_seeded(
+    reader: Reader,
+    inputs: Mapping[str, torch.Tensor],
+    num_candidates: int,
+    config: GenerationConfig,
+    seed: int,
+) -> list[list[Answer]]:
+    """Sample candidates from a seed, in a fork that leaves the global generator as it was."""
+    device = reader.model.device
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+        torch.manual_seed(seed)
+        return sample_candidates(reader, inputs, num_candidates, config)

@@ -39,6 +39,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
 from hf_mu2.model.volume_mu2 import guess_body_region
+from hf_mu2.reporting.host import describe_defect
 from hf_mu2.reporting.inference import Reader
 from hf_mu2.reporting.report import content_id, out_of_domain
 from hf_mu2.reporting.streaming import Reply
@@ -47,7 +48,6 @@ from hf_mu2.reporting.uploads import read_upload
 from .dicomweb import DicomWeb
 from .errors import (
     Refusal,
-    describe_defect,
     error_body,
     error_response,
     on_bad_input,

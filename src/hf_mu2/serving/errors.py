@@ -1,6 +1,5 @@
 """Errors as OpenAI's clients expect them: a status, and a sentence that names no file and no patient."""
 
-import logging
 from typing import Any
 
 from fastapi import Request
@@ -8,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-logger = logging.getLogger(__name__)
+from hf_mu2.reporting.host import describe_defect
 
 
 class Refusal(Exception):
@@ -63,15 +62,6 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:5]]
     return error_response(
         400, f"A request has the fields of the API, this one does not: {'; '.join(problems)}."
-    )
-
-
-def describe_defect(error: Exception) -> str:
-    """Say that something broke, without its innards, which may hold a path."""
-    logger.error("A request met a %s.", type(error).__name__, exc_info=logger.isEnabledFor(logging.DEBUG))
-    return (
-        f"A request ends with a result or says what is wrong, this one met a {type(error).__name__}. Try again; if it "
-        "comes back, tell the authors."
     )
 
 

@@ -1,9 +1,6 @@
 """One model, one answer at a time; a bounded number of requests wait, and a few volumes are read meanwhile."""
 
 import asyncio
-import ctypes
-import platform
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +8,7 @@ import anyio
 from starlette.concurrency import run_in_threadpool
 
 from hf_mu2.model.volume_mu2 import Volume
+from hf_mu2.reporting.host import return_memory
 from hf_mu2.reporting.inference import Reader
 from hf_mu2.reporting.streaming import Messages, Reply, stream_reply
 
@@ -52,7 +50,7 @@ class Worker:
         finally:
             self.admitted -= 1
             if not self.admitted:
-                _return_memory()
+                return_memory()
 
     async def answer(
         self,
@@ -88,9 +86,3 @@ class Worker:
 
 def _close(replies: Iterator[Reply]) -> None:
     replies.close()  # type: ignore[attr-defined]
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps that of volumes in the arenas of the threads that read them."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
