@@ -1,0 +1,195 @@
+"""The bar a report generator has to beat: a linear probe for the findings, and the training report nearest by them.
+
+The probe is a logistic regression per label on features of a study, e.g. of a frozen vision tower; `floors` looks up
+the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Inverse strengths of the L2 penalty, the strongest first: features are standardised, so one grid serves all widths.
+STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class LabelProbe:
+    """A logistic regression per label.
+
+    Args:
+        mean, scale (`np.ndarray` of shape `(width,)`): What features are standardised by.
+        weights (`np.ndarray` of shape `(width, labels)`): Of standardised features; zeros where nothing is predicted.
+        intercepts (`np.ndarray` of shape `(labels,)`): Infinite for labels that training always or never has.
+        strengths (`np.ndarray` of shape `(labels,)`): One of `STRENGTHS`, 0 where the base rate stands in.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    intercepts: np.ndarray
+    strengths: np.ndarray
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Predict the labels of studies.
+
+        Args:
+            features (`np.ndarray` of shape `(studies, width)`): Made as those of training.
+
+        Returns:
+            `np.ndarray` of shape `(studies, labels)`, from 0 to 1; `nan` for labels that training never knew.
+        """
+        features = _check_features(features)
+        if features.shape[1] != len(self.mean):
+            raise ValueError(
+                f"Features must be as wide as those the probe was fitted on, {len(self.mean)}, got "
+                f"{features.shape[1]}. Embed both with the same checkpoint and layer."
+            )
+        return _sigmoid((features - self.mean) / self.scale @ self.weights + self.intercepts)
+
+
+def fit_label_probe(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    patients: Sequence[str] | None = None,
+    num_folds: int = 5,
+    seed: int = 0,
+) -> LabelProbe:
+    """Fit a logistic regression per label, each with the penalty that cross-validation likes best.
+
+    The measure is the log loss of held-out training studies. The base rate competes too, and stands in for labels
+    that nothing predicts better, or that fewer than two patients have or lack.
+
+    Args:
+        features (`np.ndarray` of shape `(studies, width)`): Of the training studies.
+        labels (`np.ndarray` of shape `(studies, labels)`): 0 and 1, `nan` where unknown.
+        patients (`Sequence[str]`, *optional*): Whose the studies are: those of a patient are held out together. Every
+            study is another patient, by default.
+        num_folds (`int`): Parts that the patients are held out in; fewer for labels that fewer patients have.
+        seed (`int`): Decides the folds.
+
+    Raises:
+        ValueError: if the arrays do not fit each other, there are fewer than two studies, features are not finite, or
+            labels are not 0, 1 or `nan`.
+        ImportError: if scikit-learn is not installed.
+    """
+    features, labels = _check_features(features), np.asarray(labels, dtype=float)
+    owners = np.arange(len(features)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    if labels.ndim != 2 or len(labels) != len(features) or len(owners) != len(features):
+        raise ValueError(
+            "Features (studies, width), labels (studies, labels) and patients must be of the same studies, got "
+            f"{features.shape}, {labels.shape} and {len(owners)}. Order them by study."
+        )
+    if len(features) < 2:
+        raise ValueError(
+            f"A probe learns from at least two training studies, got {len(features)}. Embed more studies with a "
+            "report."
+        )
+    if not np.isin(labels[~np.isnan(labels)], (0, 1)).all() or num_folds < 2:
+        raise ValueError(
+            f"Labels must be 0, 1 or nan, in at least two folds, got {np.unique(labels)[:5]} in {num_folds}. "
+            "Threshold probabilities first."
+        )
+    mean, spread = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(spread > 1e-6, spread, 1.0)
+    rows = (features - mean) / scale
+    # An L2 penalty does not see rotations: of few studies, the directions in which they differ are all that counts.
+    basis = None
+    if len(rows) < rows.shape[1]:
+        rotated, lengths, basis = np.linalg.svd(rows, full_matrices=False)
+        rows = rotated * lengths
+    rng = np.random.default_rng(seed)
+    fitted = []
+    for column in labels.T:
+        known = ~np.isnan(column)
+        fitted.append(_fit_label(rows[known], column[known], owners[known], num_folds, rng))
+    weights = np.stack([weight for weight, _, _ in fitted], axis=1)
+    return LabelProbe(
+        mean=mean,
+        scale=scale,
+        weights=weights if basis is None else basis.T @ weights,
+        intercepts=np.array([intercept for _, intercept, _ in fitted]),
+        strengths=np.array([strength for _, _, strength in fitted]),
+    )
+
+
+def _fit_label(
+    rows: np.ndarray, wanted: np.ndarray, owners: np.ndarray, num_folds: int, rng: np.random.Generator
+) -> tuple[np.ndarray, float, float]:
+    """Return weights, intercept and strength of one label."""
+    folds = _deal(wanted, owners, num_folds, rng)
+    strength = 0.0
+    if folds.max(initial=0) > 0:
+        losses = np.zeros(1 + len(STRENGTHS))
+        for fold in range(folds.max() + 1):
+            held = folds == fold
+            if not held.any() or wanted[~held].min() == wanted[~held].max():
+                continue
+            losses[0] += _log_loss(np.full(held.sum(), _logit(wanted[~held].mean())), wanted[held])
+            for index, (weight, intercept) in enumerate(_path(rows[~held], wanted[~held], STRENGTHS), 1):
+                losses[index] += _log_loss(rows[held] @ weight + intercept, wanted[held])
+        strength = (0.0, *STRENGTHS)[int(np.argmin(losses))]
+    if strength == 0.0:
+        return np.zeros(rows.shape[1]), _logit(wanted.mean()) if len(wanted) else float("nan"), 0.0
+    return *_path(rows, wanted, (strength,))[0], strength
+
+
+def _deal(wanted: np.ndarray, owners: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Deal studies to folds, patient by patient, so that each fold gets its share of patients with the label.
+
+    All in fold 0 where fewer than two patients have the label, or fewer than two lack it.
+    """
+    patients, rows = np.unique(owners, return_inverse=True)
+    having = np.zeros(len(patients), dtype=bool)
+    np.logical_or.at(having, rows, wanted == 1)
+    num_folds = min(num_folds, int(having.sum()), int((~having).sum()))
+    if num_folds < 2:
+        return np.zeros(len(wanted), dtype=int)
+    fold = np.zeros(len(patients), dtype=int)
+    dealt = np.concatenate(
+        [rng.permutation(np.flatnonzero(having)), rng.permutation(np.flatnonzero(~having))]
+    )
+    fold[dealt] = np.arange(len(patients)) % num_folds
+    return fold[rows]
+
+
+def _path(rows: np.ndarray, wanted: np.ndarray, strengths: Sequence[float]) -> list[tuple[np.ndarray, float]]:
+    """Fit one regression per strength, each from where the one before ended."""
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise ImportError(
+            'A probe for labels needs scikit-learn, which is not installed. Run `pip install "hf_mu2[score]"`.'
+        ) from error
+    model = LogisticRegression(warm_start=True, max_iter=1000)
+    found = []
+    for strength in strengths:
+        model.set_params(C=strength).fit(rows, wanted)
+        found.append((model.coef_[0].copy(), float(model.intercept_[0])))
+    return found
+
+
+def _check_features(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, dtype=float)
+    if features.ndim != 2 or not features.size or not np.isfinite(features).all():
+        raise ValueError(
+            f"Features must be finite numbers (studies, width), got shape {features.shape}"
+            f"{'' if np.isfinite(features).all() else ' with values that are not'}. Embed the studies again."
+        )
+    return features
+
+
+def _log_loss(logits: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.logaddexp(0.0, np.where(wanted == 1, -logits, logits)).sum())
+
+
+def _logit(rate: float) -> float:
+    with np.errstate(divide="ignore"):
+        return float(np.log(rate) - np.log1p(-rate))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # takes infinities
