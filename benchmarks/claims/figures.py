@@ -1,6 +1,6 @@
 """Draw the claims: all rows as a heat strip with floors as ticks, and what is written of one pair of phantoms.
 
-Reads: the result as `docs/results/claims.json` holds it, and a pair of phantoms.
+Reads: the result as `docs/results/claims.json` holds it; the phantoms of its example are computed from their seed.
 Writes: one PNG each.
 """
 
@@ -12,53 +12,20 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from hf_mu2.data.phantom import PhantomPair, make_pair
+from hf_mu2.data.phantom import make_pair
 from hf_mu2.data.phantom.generate import Phantom
 from hf_mu2.files import replacing
 from hf_mu2.reporting.montage import WINDOWS, window_hu
 from hf_mu2.scoring.findings import read_findings
 from hf_mu2.scoring.measures import find_sides
 
-CLAIM_TITLES = {
-    "a": "Parts of the tokenizer",
-    "b": "Share of the training studies",
-    "c": "Preference training",
-    "d": "Negative constraint",
-    "e": "Two stages against one",
-    "f": "Preprocessing of 1-8 mm studies",
-}
-MEASURE_TITLES = {
-    "macro_f1": "macro-F1",
-    "coverage": "Coverage",
-    "coverage_under_3mm": "Coverage, < 3 mm",
-    "coverage_3_to_6mm": "Coverage, 3-6 mm",
-    "coverage_6_to_10mm": "Coverage, 6-10 mm",
-    "coverage_over_10mm": "Coverage, > 10 mm",
-    "accuracy": "Accuracy",
-    "accuracy_all_negative": "Accuracy of no finding",
-    "crg": "CRG",
-    "bleu1": "BLEU-1",
-    "bleu4": "BLEU-4",
-    "rouge1": "ROUGE-1",
-    "rougeL": "ROUGE-L",
-    "meteor": "METEOR",
-    "paired_change": "paired change",
-    "changed_finding": "changed finding",
-    "side_agreement": "side agreement",
-    "size_agreement": "size agreement",
-    "image_dependence": "image dependence",
-    "unique": "unique reports",
-    "words": "words",
-}
-FLOOR_TITLES = {
-    "constant_normal": "floor: constant normal report",
-    "random": "floor: random other report",
-    "nearest_by_labels": "floor: nearest report by true labels (oracle)",
-    "lookup": "bar: lookup",
-}
+from .names import CLAIM_TITLES, FLOOR_TITLES, MEASURE_TITLES
+
 HEADLINE = (
     "macro_f1",
     "coverage",
@@ -79,7 +46,7 @@ _TICKS = {
     "nearest_by_labels": "#9a9a9a",
     "lookup": "black",
 }
-_STYLES = {"constant_normal": ":", "random": "--", "nearest_by_labels": "-.", "lookup": "-"}
+_STYLES: dict[str, Any] = {"constant_normal": ":", "random": "--", "nearest_by_labels": "-.", "lookup": "-"}
 
 
 def draw_strip(result: dict[str, Any], path: str | Path) -> None:
@@ -89,33 +56,32 @@ def draw_strip(result: dict[str, Any], path: str | Path) -> None:
     line the 95 % interval over patients; ticks are the floors, the thick one the lookup bar.
     """
     places, headings, height = _places(result)
+    rows, (clear, _) = result["rows"], clears_bar(result, "macro_f1")
     figure = Figure(figsize=(11, 1.75 + 0.235 * height), layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     all_axes = figure.subplots(1, len(HEADLINE), sharey=True)
     for measure, axes in zip(HEADLINE, all_axes, strict=True):
         _draw_column(axes, measure, result, places)
         axes.set_ylim(height - 0.4, -0.5)
-    first = all_axes[0]
-    first.set_yticks(
-        [y for _, y in places], [result["rows"][name]["title"] for name, _ in places], fontsize=9.5
-    )
+    titles = [rows[name]["title"] + ("  ✔" if name in clear else "") for name, _ in places]
+    all_axes[0].set_yticks([y for _, y in places], titles, fontsize=9.5)
+    beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     for letter, y in headings:
-        first.annotate(
-            f"({letter})  {CLAIM_TITLES[letter]}",
-            (0, y),
-            xytext=(-4, 0),
-            textcoords="offset points",
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="center",
-            fontsize=9.5,
-            fontweight="bold",
-            annotation_clip=False,
-        )
+        text = f"({letter})  {CLAIM_TITLES[letter]}"
+        all_axes[0].annotate(text, (0, y), (-4, 0), ha="right", fontsize=9.5, fontweight="bold", **beside)
+    for name, y in places:
+        against = rows[name]["against"]
+        if against:
+            text = f"vs {rows[against]['title'] if against in rows else against}"
+            all_axes[-1].annotate(text, (1, y), (5, 0), fontsize=7.5, color="#666666", **beside)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=4, frameon=False, fontsize=9.5)
     figure.suptitle(_headline(result), fontsize=12.5, fontweight="bold", x=0.01, ha="left")
+    figure.set_dpi(130)
+    canvas.draw()
     with replacing(path) as partial:
-        figure.savefig(partial, dpi=130, pil_kwargs={"optimize": True})
+        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(64).save(
+            partial, optimize=True
+        )
 
 
 def _places(result: dict[str, Any]) -> tuple[list[tuple[str, float]], list[tuple[str, float]], float]:
@@ -139,13 +105,13 @@ def _draw_column(axes: Any, measure: str, result: dict[str, Any], places: list[t
         row = result["rows"][name]
         score = row["measures"].get(measure)
         verdict = (row["differences"].get(measure) or {}).get("verdict")
-        colour = _CELLS.get(verdict, "white")
+        colour = _CELLS[verdict] if verdict else "white"
         axes.add_patch(Rectangle((low, y - 0.46), high - low, 0.92, facecolor=colour, linewidth=0, zorder=1))
         if row["not_run"] or score is None or score["mean"] is None:
             text = "not run" if row["not_run"] or score is None else "none"
             axes.text((low + high) / 2, y, text, ha="center", va="center", fontsize=7.5, color="#999999")
             continue
-        for floor, value in _floors(result, row["corpus"], measure):
+        for floor, value in _ticks(result, row["corpus"], measure):
             width = 2.6 if floor == "lookup" else 1.5
             axes.plot(
                 [value] * 2,
@@ -170,11 +136,8 @@ def _draw_column(axes: Any, measure: str, result: dict[str, Any], places: list[t
             )
     axes.set_xlim(low, high)
     axes.set_title(MEASURE_TITLES[measure].replace(" ", "\n"), fontsize=10)
-    ticks = [tick for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0) if low <= tick <= high]
-    ticks = ticks if len(ticks) < 4 else ticks[::2] if 0.0 in ticks else ticks[:: len(ticks) - 1]
-    axes.set_xticks(
-        ticks, [f"{tick:.1f}".removeprefix("0") if 0 < tick < 1 else f"{tick:.0f}" for tick in ticks]
-    )
+    ticks = [tick for tick in MaxNLocator(3).tick_values(low, high) if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:.4g}".replace("0.", ".") for tick in ticks])
     axes.tick_params(length=0, labelsize=8.5)
     axes.spines[:].set_visible(False)
 
@@ -186,41 +149,41 @@ def _range(result: dict[str, Any], measure: str) -> tuple[float, float]:
         score = row["measures"].get(measure)
         if score and score["mean"] is not None:
             values += [score[key] for key in ("mean", "low", "high") if score[key] is not None]
-            values += [value for _, value in _floors(result, row["corpus"], measure)]
+            values += [value for _, value in _ticks(result, row["corpus"], measure)]
     if not values:
         return 0.0, 1.0
     air = 0.08 * (max(values) - min(values)) or 0.05
     return min(values) - air, max(values) + 2 * air  # the right has the triangle
 
 
-def _floors(result: dict[str, Any], corpus: str, measure: str) -> Iterator[tuple[str, float]]:
-    floors = result["floors"].get(corpus) or {}
-    for floor in FLOOR_TITLES:
-        value = ((floors.get(floor) or {}).get(measure) or {}).get("value")
-        if value is not None:
-            yield floor, value
+def _ticks(result: dict[str, Any], corpus: str, measure: str) -> Iterator[tuple[str, float]]:
+    for floor, scores in floors_of(result, corpus).items():
+        if scores.get(measure):
+            yield floor, scores[measure]["value"]
 
 
 def _legend() -> list[Any]:
-    sample = Figure().subplots()
     ticks = [
-        sample.plot(
+        Line2D(
             [],
             [],
             color=_TICKS[floor],
             linestyle=_STYLES[floor],
             linewidth=2.6 if floor == "lookup" else 1.5,
-            label=title.replace("floor: ", "").replace("bar: lookup", "lookup, the bar to clear"),
-        )[0]
+            label=title.replace("bar: lookup", "lookup: the bar (✔ clears it)"),
+        )
         for floor, title in FLOOR_TITLES.items()
     ]
-    cells = [
-        Patch(color=_CELLS["higher"], label="▲ higher than its comparison"),
-        Patch(color=_CELLS["lower"], label="▼ lower than its comparison"),
+    return [
+        ticks[3],
+        Line2D([], [], marker="o", color="#111111", label="mean, 95 % interval"),
+        Patch(color=_CELLS["higher"], label="▲ higher"),
+        ticks[0],
+        Patch(color=_CELLS["lower"], label="▼ lower"),
+        ticks[1],
         Patch(color=_CELLS["no difference"], label="no difference"),
+        ticks[2],
     ]
-    dot = sample.plot([], [], "o-", color="#111111", label="mean, 95 % interval")[0]
-    return [ticks[3], cells[0], ticks[0], cells[1], ticks[1], cells[2], ticks[2], dot]
 
 
 def _headline(result: dict[str, Any]) -> str:
@@ -233,8 +196,14 @@ def _headline(result: dict[str, Any]) -> str:
     clear, judged = clears_bar(result, "macro_f1")
     return (
         f"{len(clear)} of {len(judged)} generators clear the lookup bar in macro-F1.  "
-        f"{verdicts.count('no difference')} of {len(verdicts)} comparisons: no difference."
+        f"No difference in {verdicts.count('no difference')} of {len(verdicts)} cells that compare."
     )
+
+
+def floors_of(result: dict[str, Any], corpus: str) -> dict[str, dict[str, Any]]:
+    """Return the floors and the bar of a corpus; how its volumes are prepared changes no report."""
+    floors = result["floors"].get(corpus.removesuffix("_published")) or {}
+    return {name: floors.get(name) or {} for name in FLOOR_TITLES}
 
 
 def clears_bar(result: dict[str, Any], measure: str) -> tuple[list[str], list[str]]:
@@ -270,7 +239,13 @@ _OUTLINE = (255, 190, 70)
 
 
 class Judgement(NamedTuple):
-    """What a report says of one finding: `"right"`, `"wrong"`, `"no side"`, `"not named"`, and the words it says so in."""
+    """What a report says of one finding.
+
+    Args:
+        verdict (`str`): `"right"`, `"wrong"`, `"no side"` or `"not named"`.
+        says (`str`): The same for a reader.
+        spans (`list[tuple[int, int]]`): The words that name the finding and its side.
+    """
 
     verdict: str
     says: str
@@ -278,36 +253,38 @@ class Judgement(NamedTuple):
 
 
 def judge_side(report: str, label: str, side: str) -> Judgement:
-    """Read which side a report gives a finding, and compare it with the true one."""
+    """Read which side a report gives a finding, and compare it with the true one; to deny the finding is wrong."""
     found = read_findings(report)
-    named = [item.span for item in found.evidence if item.label == label and item.status != "negative"]
+    mentions = [item for item in found.evidence if item.label == label]
+    named = [item.span for item in mentions if item.status != "negative"]
     if not named:
-        return Judgement("not named", "not mentioned", [])
-    spans = []
+        denied = [item.span for item in mentions]
+        return (
+            Judgement("wrong", "says none", denied) if denied else Judgement("not named", "not mentioned", [])
+        )
+    spans = list(named)
     for start, end in _sentences(report):
         inside = [span for span in named if start <= span[0] < end]
         if inside:
             sides = [(start + item.span[0], start + item.span[1]) for item in find_sides(report[start:end])]
-            spans += inside + [item for item in sides if _is_nearest(item, inside, found.evidence)]
+            spans += [item for item in sides if _is_nearest(item, inside, found.evidence)]
     said = found.sides.get(label)
     if said is None:
         return Judgement("no side", "no side given", sorted(spans))
     return Judgement("right" if said == side else "wrong", f"says {said}", sorted(spans))
 
 
-def example_pair(result: dict[str, Any]) -> PhantomPair:
-    """Make the pair that the example of a result names."""
-    example = result["example"]
-    return make_pair(example["seed"], example["label"], example["change"], spacing=example["spacing"])
-
-
-def draw_example(result: dict[str, Any], pair: PhantomPair, path: str | Path) -> None:
+def draw_example(result: dict[str, Any], path: str | Path) -> None:
     """Draw a pair whose finding is on one side and on the other, and what is written of both.
 
     Sentences that name the finding are quoted, with its words marked: blue and ticked with the true side, orange and
     crossed with another. Others are left out; of a report that does not name it, the beginning is shown.
+    A result without an example has no picture.
     """
-    example = result["example"]
+    example = result.get("example")
+    if not example:
+        return
+    pair = make_pair(example["seed"], example["label"], example["change"], spacing=example["spacing"])
     label, phantoms = example["label"], (pair.first, pair.second)
     sides = [
         next(item.side or "" for item in phantom.findings if item.label == label) for phantom in phantoms
@@ -353,11 +330,8 @@ def _write_report(draw: ImageDraw.ImageDraw, xy: tuple[int, int], text: str, lab
     pieces: list[tuple[str, tuple[int, int, int], tuple[int, int, int] | None]] = []
     sentences = _sentences(text)
     if not judged.spans:
-        start, end = sentences[0][0], sentences[min(1, len(sentences) - 1)][1]
-        pieces.append((text[start:end].strip(), _FAINT, None))
-        sentences = sentences[2:]
-        if sentences:
-            pieces.append(("[…]", _FAINT, None))
+        pieces = [(text[start:end].strip(), _FAINT, None) for start, end in sentences[:2]]
+        pieces += [("[…]", _FAINT, None)] if len(sentences) > 2 else []
         sentences = []
     for start, end in sentences:
         marks = [span for span in judged.spans if start <= span[0] < end]
@@ -403,6 +377,11 @@ def _write_flow(
 def _draw_slice(phantom: Phantom, label: str) -> Image.Image:
     """Draw the axial slice that holds most of a finding, the patient's right on the picture's left, and outline it."""
     mask = phantom.mask(label)
+    if not mask.any():
+        raise ValueError(
+            f"The finding of an example must fill a voxel, {label!r} of `{phantom.study_id}` fills none at "
+            f"{phantom.spacing} mm. Take a larger one, or a smaller spacing."
+        )
     z = int(mask.sum(axis=(1, 2)).argmax())
     hu, inside = phantom.volume[z][::-1, ::-1], mask[z][::-1, ::-1]
     name = "Lung" if label in _LUNG else "Mediastinum"

@@ -11,11 +11,13 @@ from typing import Any
 
 from hf_mu2.files import replace_text
 
-from .figures import CLAIM_TITLES, FLOOR_TITLES, MEASURE_TITLES, clears_bar
+from .figures import clears_bar, floors_of
+from .names import CLAIM_TITLES, CORPUS_TITLES, FLOOR_TITLES, MEASURE_TITLES
 
 TABLES = {
     "Findings": (
         "macro_f1",
+        "report_f1",
         "coverage",
         "coverage_under_3mm",
         "coverage_3_to_6mm",
@@ -36,11 +38,6 @@ TABLES = {
         "words",
     ),
 }
-CORPUS_TITLES = {
-    "ordinary": "ordinary reports",
-    "low": "text shortcut low",
-    "high": "text shortcut high",
-}
 ANSWERS = {"no difference": "no difference inside the seed spread"}
 CHANCE = 0.05  # of a 95 % interval to leave out zero where there is nothing
 
@@ -53,15 +50,13 @@ def write_page(result: dict[str, Any], path: str | Path) -> None:
     """
     parts = [
         "# Do the papers' claims hold?",
-        "PhantomCT is synthetic CT: it is the one place where the truth about every study is known, with volumes and "
-        "reports, and all of it may be published. Everything here was trained and measured at the size that two CPU "
-        "cores allow, so a claim that fails here may hold for larger models and more studies, and the other way round.",
+        _opening(result),
         "Research use, not a medical device: nothing here is evidence about patients.",
         *_provenance(result),
         "![All rows of the grid: value, floors and the lookup bar for eight measures](../figures/claims_strip.png)",
         "*Dots: mean over seeds, with the interval over patients. Colour: against the row that it is compared with. "
-        "Grey ticks: floors; thick black tick: the lookup bar. A dot left of the thick tick is worse than looking up "
-        "an old report.*",
+        "Grey ticks: floors; thick black tick: the lookup bar. A dot left of it scores less than a report that was "
+        "looked up.*",
         "## The claims",
         _claims(result),
         "## Does any generator clear the bar?",
@@ -78,6 +73,16 @@ def write_page(result: dict[str, Any], path: str | Path) -> None:
         _not_run(result),
     ]
     replace_text(path, "\n\n".join(part.strip() for part in parts if part) + "\n")
+
+
+def _opening(result: dict[str, Any]) -> str:
+    protocol = result["protocol"]["name"]
+    size = "of two CPU cores" if protocol == "tiny" else f"of the protocol `{protocol}`"
+    return (
+        "PhantomCT is synthetic CT: the one corpus here with volumes and reports of which the truth is known and all "
+        f"may be published. Everything on this page was trained and measured at the size {size}, so that a claim "
+        "which fails here may hold for larger models and more studies, and the other way round."
+    )
 
 
 def number(value: float | None, measure: str = "", *, sign: bool = False) -> str:
@@ -107,19 +112,11 @@ def _interval(low: float | None, high: float | None, measure: str, before: str =
 
 
 def _provenance(result: dict[str, Any]) -> list[str]:
-    facts, protocol = result["provenance"], result["protocol"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    minutes = facts["run_minutes"]
-    rows = [
-        ("command", f"`{facts['command']}`"),
-        ("commit", f"`{facts['commit']}`"),
-        ("device", facts["device"]),
-        ("started", facts["started"]),
-        ("runs", f"{facts['runs']}, together {number(minutes, 'words')} minutes"),
-        ("versions", versions),
-        ("protocol", ", ".join(f"{name} {_plain(value)}" for name, value in protocol.items())),
+    facts = result["provenance"] | {"run_minutes": number(result["provenance"]["run_minutes"], "words")}
+    facts |= {"command": f"`{facts['command']}`", "protocol": result["protocol"]}
+    return [
+        _table(("provenance", ""), [(name.replace("_", " "), _plain(value)) for name, value in facts.items()])
     ]
-    return [_table(("", ""), rows)]
 
 
 def _claims(result: dict[str, Any]) -> str:
@@ -139,9 +136,9 @@ def _bar(result: dict[str, Any]) -> list[str]:
     """Say of every measure that was held against the bar which rows clear it, and that the others do not."""
     measures = dict.fromkeys(name for row in result["rows"].values() for name in row["clears_lookup"] or {})
     parts = [
-        "The bar is the lookup that wins challenges today: a linear probe reads the labels from the frozen vision tower, "
-        "and the training report with the nearest labels is the answer. It writes nothing. A row clears the bar "
-        "in a measure if it is higher with an interval over patients that leaves out zero."
+        "The bar is the lookup that wins challenges today: a linear probe reads the labels from the frozen vision "
+        "tower, and the training report with the nearest labels is the answer. It writes nothing. A row clears the "
+        'bar in a measure if its difference to the lookup is "higher" by the rule below, under Differences.',
     ]
     if not measures:
         return [*parts, "No row was held against the bar yet."]
@@ -180,9 +177,10 @@ def _example(result: dict[str, Any]) -> list[str]:
     ]
     return [
         "## One pair",
-        f"![{example['label']} on one side and on the other, and what is written of both](../figures/claims_example.png)",
-        "*Both studies are of one patient and differ in one finding, outlined here and not for the models. Quoted are the "
-        "sentences that name it.*",
+        f"![{example['label']} on one side and on the other, and what is written of it]"
+        "(../figures/claims_example.png)",
+        "*Both studies are of one patient and differ in one finding, outlined here and not for the models. Quoted are "
+        "the sentences that name it.*",
         "<details><summary>The whole reports</summary>\n\n" + "\n\n".join(quotes) + "\n\n</details>",
     ]
 
@@ -193,13 +191,13 @@ def _letters(result: dict[str, Any]) -> list[str]:
         rows = {name: row for name, row in result["rows"].items() if row["claim"] == letter}
         if not rows:
             continue
-        corpora = list(dict.fromkeys(row["corpus"] for row in rows.values()))
+        corpora = list(dict.fromkeys(row["corpus"].removesuffix("_published") for row in rows.values()))
         facts = [
             (
                 f"**{row['title']}**",
-                f"{row['about']} {row['note'] or ''}".strip()
+                f"{row['about']} {_bold(row['note'])}".strip()
                 + (f" Not run: {row['not_run']}" if row["not_run"] else ""),
-                CORPUS_TITLES.get(row["corpus"], row["corpus"]),
+                CORPUS_TITLES[row["corpus"]],
                 _title(result, row["against"]) if row["against"] else "-",
                 len(row["seeds"] or []),
                 "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
@@ -227,9 +225,9 @@ def _letters(result: dict[str, Any]) -> list[str]:
                 for row in rows.values()
             ]
             for corpus in corpora:
-                suffix = f", {CORPUS_TITLES.get(corpus, corpus)}" if len(corpora) > 1 else ""
-                for floor, floor_title in FLOOR_TITLES.items():
-                    scores = (result["floors"].get(corpus) or {}).get(floor) or {}
+                suffix = f", {CORPUS_TITLES[corpus]}" if len(corpora) > 1 else ""
+                for floor, scores in floors_of(result, corpus).items():
+                    floor_title = FLOOR_TITLES[floor]
                     values = (score_text(scores.get(m), m).replace(" [", "<br>[") for m in measures)
                     cells.append((f"*{floor_title}{suffix}*", *values))
             parts.append(_table((name, *(MEASURE_TITLES[measure] for measure in measures)), cells))
@@ -241,7 +239,7 @@ def _bar_cell(row: dict[str, Any]) -> str:
     if not held:
         return "-"
     interval = _interval(held["low"], held["high"], "")
-    answer = "yes" if held["verdict"] == "higher" else f"no: {held['verdict']}"
+    answer = "yes" if held["verdict"] == "higher" else f"no ({held['verdict']})"
     return f"{answer}, {number(held['difference'], sign=True)} {interval}"
 
 
@@ -276,17 +274,18 @@ def _differences(result: dict[str, Any]) -> list[str]:
         "verdict",
     )
     parts = [
-        "A difference is a row less the row that it is compared with, of the same seeds and the same studies. "
-        '"Higher" or "lower" needs two intervals to leave out zero: the 95 % t interval over seeds, and the 95 % paired '
-        'bootstrap over patients. Everything else is printed as "no difference", which says that this grid cannot tell '
-        "them apart, not that they are equal. A row of one seed has no interval over seeds.",
+        "A difference is a row less the row that it is compared with, on the same seeds and the same studies. "
+        '"Higher" or "lower" needs two intervals that leave out zero: the 95 % t interval over seeds (of differences '
+        "seed by seed where both rows start from one checkpoint, else with the pooled deviation), and the 95 % paired "
+        'bootstrap over patients. Everything else is printed as "no difference": this grid cannot tell the two apart, '
+        "which does not make them equal. Rows of one seed have no interval over seeds, and so no verdict but that.",
     ]
     if not total:
         return [*parts, "No two rows can be compared yet."]
     parts.append(
-        f'**{len(found)} of {total} verdicts are not "no difference".** If no row differed from any other, one interval '
-        f"of 95 % would leave out zero about {round(CHANCE * total)} times; both together do so less often. The measures "
-        "of a row move together, so that chance findings come in groups."
+        f'**{len(found)} of {total} verdicts are not "no difference".** If no row differed from any other, one '
+        f"interval of 95 % would leave out zero about {round(CHANCE * total)} times by chance; two at once do so less "
+        "often. The measures of a row move together, so chance findings come in groups."
     )
     parts.append(_table(heads, found))
     for letter, lines in all_lines.items():
@@ -313,6 +312,10 @@ def _title(result: dict[str, Any], name: str) -> str:
 
 def _titles(result: dict[str, Any], names: Iterable[str]) -> str:
     return ", ".join(_title(result, name) for name in names)
+
+
+def _bold(text: str | None) -> str:
+    return f"**{text}**" if text else ""
 
 
 def _plain(value: Any) -> str:
