@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 # Inverse strengths of the L2 penalty, the strongest first: features are standardised, so one grid serves all widths.
 STRENGTHS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
@@ -121,20 +125,29 @@ def _fit_label(
 ) -> tuple[np.ndarray, float, float]:
     """Return weights, intercept and strength of one label."""
     folds = _deal(wanted, owners, num_folds, rng)
-    strength = 0.0
-    if folds.max(initial=0) > 0:
-        losses = np.zeros(1 + len(STRENGTHS))
-        for fold in range(folds.max() + 1):
-            held = folds == fold
-            if not held.any() or wanted[~held].min() == wanted[~held].max():
-                continue
-            losses[0] += _log_loss(np.full(held.sum(), _logit(wanted[~held].mean())), wanted[held])
-            for index, (weight, intercept) in enumerate(_path(rows[~held], wanted[~held], STRENGTHS), 1):
-                losses[index] += _log_loss(rows[held] @ weight + intercept, wanted[held])
-        strength = (0.0, *STRENGTHS)[int(np.argmin(losses))]
-    if strength == 0.0:
+    splits = [folds != fold for fold in range(folds.max(initial=0) + 1)]
+    splits = [kept for kept in splits if not kept.all() and len(np.unique(wanted[kept])) == 2]
+    best = 0.0
+    if splits:
+        least = sum(
+            _log_loss(np.full((~kept).sum(), _logit(wanted[kept].mean())), wanted[~kept]) for kept in splits
+        )
+        models = [_regression() for _ in splits]
+        worse = 0
+        for strength in STRENGTHS:  # from the strongest penalty, each from where the one before ended
+            loss = 0.0
+            for kept, model in zip(splits, models):
+                model.set_params(C=strength).fit(rows[kept], wanted[kept])
+                loss += _log_loss(model.decision_function(rows[~kept]), wanted[~kept])
+            worse = 0 if loss < least else worse + 1
+            if loss < least:
+                best, least = strength, loss
+            elif best and worse == 2:  # weaker penalties only overfit more, and take the longest
+                break
+    if best == 0.0:
         return np.zeros(rows.shape[1]), _logit(wanted.mean()) if len(wanted) else float("nan"), 0.0
-    return *_path(rows, wanted, (strength,))[0], strength
+    final = _regression().set_params(C=best).fit(rows, wanted)
+    return final.coef_[0], float(final.intercept_[0]), best
 
 
 def _deal(wanted: np.ndarray, owners: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
@@ -156,20 +169,14 @@ def _deal(wanted: np.ndarray, owners: np.ndarray, num_folds: int, rng: np.random
     return fold[rows]
 
 
-def _path(rows: np.ndarray, wanted: np.ndarray, strengths: Sequence[float]) -> list[tuple[np.ndarray, float]]:
-    """Fit one regression per strength, each from where the one before ended."""
+def _regression() -> LogisticRegression:
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise ImportError(
             'A probe for labels needs scikit-learn, which is not installed. Run `pip install "hf_mu2[score]"`.'
         ) from error
-    model = LogisticRegression(warm_start=True, max_iter=1000)
-    found = []
-    for strength in strengths:
-        model.set_params(C=strength).fit(rows, wanted)
-        found.append((model.coef_[0].copy(), float(model.intercept_[0])))
-    return found
+    return LogisticRegression(warm_start=True, max_iter=1000)
 
 
 def _check_features(features: np.ndarray) -> np.ndarray:
