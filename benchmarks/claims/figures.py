@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from hf_mu2.data.phantom import make_pair
 from hf_mu2.data.phantom.generate import Phantom
@@ -135,7 +135,7 @@ def _draw_column(axes: Any, measure: str, result: dict[str, Any], places: list[t
                 fontsize=8,
             )
     axes.set_xlim(low, high)
-    axes.set_title(MEASURE_TITLES[measure].replace(" ", "\n"), fontsize=10)
+    axes.set_title(MEASURE_TITLES[measure].replace(" ", "\n"), fontsize=9.5)
     ticks = [tick for tick in MaxNLocator(3).tick_values(low, high) if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:.4g}".replace("0.", ".") for tick in ticks])
     axes.tick_params(length=0, labelsize=8.5)
@@ -235,7 +235,7 @@ _PICTURE = 300  # height of the slices
 _INK, _FAINT, _RULE = (17, 17, 17), (120, 120, 120), (215, 215, 215)
 _GOOD, _BAD, _NONE = (0, 90, 160), (190, 70, 0), (90, 90, 90)
 _GOOD_FILL, _BAD_FILL, _NONE_FILL = (205, 229, 247), (252, 222, 200), (236, 236, 236)
-_OUTLINE = (255, 190, 70)
+OUTLINE = (255, 190, 70)
 
 
 class Judgement(NamedTuple):
@@ -298,7 +298,7 @@ def draw_example(result: dict[str, Any], path: str | Path) -> None:
     top = 66
     for left, phantom, side in zip(lefts, phantoms, sides, strict=True):
         draw.text((left, top), f"{label} on the {side}", fill=_INK, font=_font(21, True))
-        canvas.paste(_draw_slice(phantom, label), (left, top + 34))
+        canvas.paste(draw_slice(phantom, label), (left, top + 34))
     top += 34 + _PICTURE + 16
     lines = [("Reference", example["references"])]
     lines += [
@@ -314,7 +314,7 @@ def draw_example(result: dict[str, Any], path: str | Path) -> None:
         ]
         top = max([*bottoms, top + 70]) + 14
     with replacing(path) as partial:
-        canvas.crop((0, 0, _WIDTH, top)).quantize(128).save(partial, optimize=True)
+        canvas.crop((0, 0, _WIDTH, top)).save(partial, optimize=True)
 
 
 def _write_report(draw: ImageDraw.ImageDraw, xy: tuple[int, int], text: str, label: str, side: str) -> int:
@@ -374,7 +374,7 @@ def _write_flow(
     return y + line
 
 
-def _draw_slice(phantom: Phantom, label: str) -> Image.Image:
+def draw_slice(phantom: Phantom, label: str) -> Image.Image:
     """Draw the axial slice that holds most of a finding, the patient's right on the picture's left, and outline it."""
     mask = phantom.mask(label)
     if not mask.any():
@@ -389,12 +389,10 @@ def _draw_slice(phantom: Phantom, label: str) -> Image.Image:
     grey = Image.fromarray(window_hu(hu, *WINDOWS[name])).resize(size, Image.Resampling.BICUBIC)
     filled = Image.fromarray(inside.astype(np.uint8) * 255).resize(size, Image.Resampling.BICUBIC)
     area = np.asarray(filled) > 127
-    inner = area.copy()
-    for shift in (-2, 2):
-        for axis in (0, 1):
-            inner &= np.roll(area, shift, axis)
+    # Outside the finding, so that a small one is still seen.
+    around = np.asarray(Image.fromarray(area).convert("L").filter(ImageFilter.MaxFilter(7))) > 0
     pixels = np.array(grey.convert("RGB"))
-    pixels[area & ~inner] = _OUTLINE
+    pixels[around & ~area] = OUTLINE
     tile = Image.new("RGB", (_COLUMN, _PICTURE), (12, 13, 16))
     tile.paste(Image.fromarray(pixels), ((_COLUMN - size[0]) // 2, 0))
     draw = ImageDraw.Draw(tile)

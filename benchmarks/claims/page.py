@@ -15,17 +15,12 @@ from .figures import clears_bar, floors_of
 from .names import CLAIM_TITLES, CORPUS_TITLES, FLOOR_TITLES, MEASURE_TITLES
 
 TABLES = {
-    "Findings": (
-        "macro_f1",
-        "report_f1",
-        "coverage",
+    "Findings": ("macro_f1", "report_f1", "coverage", "accuracy", "accuracy_all_negative", "crg"),
+    "Lesions by size": (
         "coverage_under_3mm",
         "coverage_3_to_6mm",
         "coverage_6_to_10mm",
         "coverage_over_10mm",
-        "accuracy",
-        "accuracy_all_negative",
-        "crg",
     ),
     "Words": ("bleu1", "bleu4", "rouge1", "rougeL", "meteor"),
     "Does it look": (
