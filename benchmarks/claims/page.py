@@ -294,9 +294,9 @@ def _differences(result: dict[str, Any]) -> list[str]:
 def _not_run(result: dict[str, Any]) -> str:
     lines = [f"- {row['title']}: {row['not_run']}" for row in result["rows"].values() if row["not_run"]]
     lines += [
-        f"- {claim['claim']} ({claim['paper']}): cannot be tested here. {claim['measured']}"
+        f"- {claim['claim']} ({claim['paper']}): {claim['answer']}. {claim['measured']}".rstrip()
         for claim in result["claims"]
-        if claim["answer"] == "cannot be tested here"
+        if claim["answer"] in ("cannot be tested here", "not run")
     ]
     return "\n".join(lines) or "Every row of the grid was run."
 
