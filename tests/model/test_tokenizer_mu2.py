@@ -236,6 +236,37 @@ def test_every_visual_token_gets_gradient_under_soft_selection():
     assert (tokens.grad.abs().sum(-1) > 0).all()
 
 
+# What tokens share
+
+
+def soft_prompts_of_alike_tokens(**fields) -> torch.Tensor:
+    """Soft prompts of patches that are mostly the same everywhere, as those of a trained tower are."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(**fields).eval()
+    tokens = 3 * torch.randn(1, 1, 1, 32) + 0.3 * torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        return tokenizer.aggregate(tokens, torch.randn(1, 5, 48))[0]
+
+
+def test_soft_prompts_of_alike_patches_stay_apart_and_are_copies_in_the_published_form():
+    spread = {
+        form: relative_spread(soft_prompts_of_alike_tokens(keep_apart=form)[None, None])
+        for form in (True, False)
+    }
+    assert spread[True] > 3 * spread[False]
+
+
+def test_what_stands_out_ignores_padding_and_what_is_shared():
+    tokens, mask = torch.randn(2, 9, 8), torch.ones(2, 9, dtype=torch.bool)
+    mask[0, 6:] = False
+    padded = tokens.clone()
+    padded[0, 6:] = 99.0
+    found = stand_out(padded, mask)
+    torch.testing.assert_close(found[0, :6], stand_out(tokens[:1, :6])[0])
+    torch.testing.assert_close(stand_out(5 * tokens + 7), stand_out(tokens), atol=1e-5, rtol=1e-4)
+    assert stand_out(tokens).square().mean().item() == pytest.approx(1, abs=1e-3)
+
+
 # DTS
 
 

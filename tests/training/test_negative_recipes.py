@@ -11,9 +11,12 @@ import torch
 import yaml
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from hf_mu2.data.negatives_noise import gaussian_volume, noise_seed
 from hf_mu2.data.phantom.ct_rate_tree import write_ct_rate_tree
+from hf_mu2.model.features_mu2 import read_features
+from hf_mu2.training.features import cache_features
 from hf_mu2.training.monitor import generate_text
-from hf_mu2.training.negative import NegativeArguments, make_trainer, row_candidates
+from hf_mu2.training.negative import NegativeArguments, find_volumes, row_candidates
 from hf_mu2.training.recipe import open_datasets, parse_recipe, train_recipe
 from hf_mu2.training.stages import STAGES
 from tests.tiny import make_tiny_checkpoint
@@ -106,17 +109,27 @@ def test_rows_without_labels_are_labelled_by_what_their_reports_say(folder):
     assert list(candidates.patient_ids[:2]) == ["patient-0", "patient-1"]
 
 
-def test_noise_of_cached_features_is_refused_with_a_way_out(folder):
-    from hf_mu2.training.features import cache_features
-
-    arguments, training, _ = parse_recipe(recipe_of(folder, negatives="gauss"))
-    rows, _ = open_datasets(arguments, training, STAGES["full"])
+def test_noise_comes_from_a_cache_where_the_volumes_do(folder):
+    recipe = recipe_of(
+        folder, negatives="gauss", stage="frozen_tower", cache_features=str(folder / "features")
+    )
+    train_recipe(recipe)
+    losses = json.loads((folder / "out" / "run.json").read_text())["losses"]
+    assert len(losses) == 4
+    arguments, training, _ = parse_recipe(recipe)
+    rows, _ = open_datasets(arguments, training, STAGES["frozen_tower"])
     model, processor = (
         auto.from_pretrained(folder / "start") for auto in (AutoModelForImageTextToText, AutoProcessor)
     )
     cached = cache_features(model, processor, rows, folder / "features")
-    with pytest.raises(ValueError, match="GivenVolumes"):
-        make_trainer(arguments, cached, args=training)
+    volumes = find_volumes(arguments, cached, args=training, model=model, processing_class=processor)
+    noise = gaussian_volume(rows[1]["images"][0], noise_seed(training.seed, rows[1]["study_id"], 0))
+    batch = processor.image_processor(noise, return_tensors="pt")
+    expected = model.model.vision_tower(**batch).last_hidden_state
+    (reference,) = volumes(1, epoch=3)
+    found = read_features(reference).float().flatten(0, 1)  # slabs of anatomy alone
+    torch.testing.assert_close(found, expected[0].flatten(0, 1)[: len(found)].detach(), atol=0.05, rtol=0.02)
+    assert reference != cached[1]["images"][0]
 
 
 def run(recipe: Path, out: Path, num_processes: int, batch_size: int) -> list[float]:

@@ -85,6 +85,7 @@ PRESETS: dict[str, dict] = {
             "refiner": "published",
             "select_from": "refined",
             "pooling": "published",
+            "keep_apart": False,
             "query_sets": "shared",
             "normalize_question": False,
         },
@@ -207,6 +208,9 @@ class Mu2TokenizerConfig(PreTrainedConfig):
     pooling (`"gated"`, `"published"`, `"fixed"` or `"none"`, *optional*, defaults to `"gated"`):
         Gates from mean and spread of the selected tokens, from the means of the pooled ones (constant 1/3 for ever), no
         gates (LinVT), or no pooling.
+    keep_apart (`bool`, *optional*, defaults to `True`):
+        Keeps slots and queries from becoming copies of one: selection and aggregation score tokens by what these do
+        not share with the whole study, and queries are normalised before each attention. `False` as published.
     query_sets (`"per_scale"` or `"shared"`, *optional*, defaults to `"per_scale"`):
         One set of queries per pooling scale (`scale_queries` each, set `s` aggregates scale `s` only), or one for all.
     vision_hidden_size, text_hidden_size, frame_grid:
@@ -237,6 +241,7 @@ class Mu2TokenizerConfig(PreTrainedConfig):
     selection_init_std: float | int = 3.7
     pooling: Literal["gated", "published", "fixed", "none"] = "gated"
     pooling_scales: tuple[int, ...] | list[int] = (1, 2, 4)
+    keep_apart: bool = True
     query_sets: Literal["per_scale", "shared"] = "per_scale"
     num_query_tokens: int = 256
     scale_queries: tuple[int, ...] | list[int] = (128, 64, 64)

@@ -91,9 +91,11 @@ class Mu2Attention(nn.Module):
         keys: torch.Tensor,
         mask: torch.Tensor | None = None,
         grid: tuple[int, ...] | None = None,
+        values: torch.Tensor | None = None,
     ) -> torch.Tensor:
         # (rows, tokens, E) -> (rows, heads, tokens, E / heads)
-        values = keys if self.value is None else self.value(keys)
+        values = keys if values is None else values
+        values = values if self.value is None else self.value(values)
         query, key, value = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x in (self.query(queries), self.key(keys), values)
@@ -103,6 +105,27 @@ class Mu2Attention(nn.Module):
         bias = None if self.bias is None else self.bias(grid)
         attended = attend(query, key, value, mask, bias).transpose(1, 2).flatten(2)
         return attended if self.output is None else self.output(attended)
+
+
+def stand_out(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Take from the tokens of a study what they share, and scale the rest to unit variance.
+
+    Most of a tower's output is the same at every patch. It moves no softmax over tokens, yet it takes up the scale at
+    which scores start: slots and queries then read everything alike, and soft prompts are copies of one.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(volumes, tokens, width)`): Tokens of the studies.
+        mask (`torch.BoolTensor` of shape `(volumes, tokens)`, *optional*): Tokens of anatomy.
+    """
+    exact = tokens.float()
+    if mask is None:
+        rest = exact - exact.mean(dim=1, keepdim=True)
+        scale = rest.square().mean(dim=(1, 2), keepdim=True)
+    else:
+        weight = mask[:, :, None] / mask.sum(dim=1)[:, None, None]
+        rest = exact - (exact * weight).sum(dim=1, keepdim=True)
+        scale = (rest.square() * weight).sum(dim=1, keepdim=True).mean(dim=2, keepdim=True)
+    return (rest * (scale + 1e-5).rsqrt()).to(tokens.dtype)
 
 
 # ------------------------------------------------------------------------- SVR: spatio-temporal visual token refiner
@@ -219,14 +242,19 @@ class TokenSelection(nn.Module):
         self.num_selected = config.num_selected_tokens
         self.temperature = config.selection_temperature
         self.is_soft = config.selection == "soft"
+        self.keeps_apart = config.keep_apart
         # No bias: a softmax over tokens, and their order, ignore a constant per slot.
         self.score = ScoreLinear(config.hidden_size, self.num_selected if self.is_soft else 1, bias=False)
 
     def weights(self, refined: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Selection weights of shape `(B, T*N, R)`; each slot's sum to 1 over the tokens. Soft selection only."""
-        scores = self.score(refined.flatten(1, 2)).float() / self.temperature
+        refined = refined.flatten(1, 2)
+        mask = None if mask is None else open_empty_rows(mask.flatten(1))
+        if self.keeps_apart:
+            refined = stand_out(refined, mask)
+        scores = self.score(refined).float() / self.temperature
         if mask is not None:
-            scores = scores.masked_fill(~open_empty_rows(mask.flatten(1))[:, :, None], float("-inf"))
+            scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
         return scores.softmax(dim=1).to(refined.dtype)
 
     def forward(
@@ -299,7 +327,11 @@ class MultiScalePooling(nn.Module):
 
 
 class AggregatorLayer(GradientCheckpointingLayer):
-    """Queries attend to themselves, to the pooled tokens and to the question, each with residual and LayerNorm."""
+    """Queries attend to themselves, to the pooled tokens and to the question, each with residual and LayerNorm.
+
+    The published layer normalises after each sum: what all queries of a set read alike then outgrows what tells them
+    apart. With the norm before each attention (`keep_apart`) a query keeps what it started with.
+    """
 
     def __init__(self, config: Mu2TokenizerConfig):
         super().__init__()
@@ -307,6 +339,7 @@ class AggregatorLayer(GradientCheckpointingLayer):
         is_relative = config.query_position and config.position in ("1d", "3d")
         is_rotary = config.query_position and config.position == "rope"
         reach = (config.max_positions or config.num_query_tokens,) if is_relative else None
+        self.is_pre_norm = config.keep_apart
         self.swap_axes = config.swap_axes
         self.self_attention = Mu2Attention(width, heads, reach, is_rotary)
         self.visual_attention = Mu2Attention(width, heads)
@@ -317,17 +350,28 @@ class AggregatorLayer(GradientCheckpointingLayer):
 
     def forward(self, queries, visual, visual_mask, question, question_mask):
         # queries (B, Q, E), visual (B, P, E), visual_mask (1, 1, Q, P), question (B, L, E), question_mask (B, L)
-        if self.swap_axes:  # each query sees itself only: attention is the value layer
-            attended = self.self_attention.output(self.self_attention.value(queries))
-        else:
-            attended = self.self_attention(queries, queries, grid=(queries.shape[1],))
-        queries = self.self_norm(queries + attended)
+        if self.is_pre_norm:
+            queries = queries + self.among_queries(self.self_norm(queries))
+            queries = queries + self.visual_attention(self.visual_norm(queries), visual, visual_mask)
+            return queries + self.to_question(self.text_norm(queries), question, question_mask)
+        queries = self.self_norm(queries + self.among_queries(queries))
         queries = self.visual_norm(queries + self.visual_attention(queries, visual, visual_mask))
+        return self.text_norm(queries + self.to_question(queries, question, question_mask))
+
+    def among_queries(self, queries: torch.Tensor) -> torch.Tensor:
+        """Let queries see each other; with `swap_axes` each sees itself only, so attention is the value layer."""
+        if self.swap_axes:
+            return self.self_attention.output(self.self_attention.value(queries))
+        return self.self_attention(queries, queries, grid=(queries.shape[1],))
+
+    def to_question(
+        self, queries: torch.Tensor, question: torch.Tensor, question_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Read the question; zero where there is none."""
         if question_mask is None:
-            return self.text_norm(queries + self.text_attention(queries, question))
+            return self.text_attention(queries, question)
         attended = self.text_attention(queries, question, open_empty_rows(question_mask))
-        has_question = question_mask.any(dim=1)[:, None, None]
-        return self.text_norm(queries + attended.masked_fill(~has_question, 0.0))
+        return attended.masked_fill(~question_mask.any(dim=1)[:, None, None], 0.0)
 
 
 class TextConditionedAggregation(nn.Module):
@@ -337,13 +381,17 @@ class TextConditionedAggregation(nn.Module):
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_tokens, config.hidden_size))
         self.layers = nn.ModuleList(AggregatorLayer(config) for _ in range(config.num_aggregator_layers))
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = norm if config.keep_apart else nn.Identity()  # published layers end in a norm
         self.aggregation = Mu2Attention(config.hidden_size, config.num_heads, is_linear=True)
         self.scale_queries = tuple(config.scale_queries) if config.query_sets == "per_scale" else None
+        self.keeps_apart = config.keep_apart
 
     def forward(
         self, pooled: list[torch.Tensor], question: torch.Tensor, question_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         visual = torch.cat(pooled, dim=1)  # (B, P, E)
+        keys = torch.cat([stand_out(y) for y in pooled], dim=1) if self.keeps_apart else visual
         visual_mask = None
         if self.scale_queries is not None:  # set s reads scale s only
             blocks = [
@@ -354,8 +402,8 @@ class TextConditionedAggregation(nn.Module):
         queries = self.query_tokens.expand(len(visual), -1, -1)
         for layer in self.layers:
             queries = as_checkpoint_input(queries, layer)
-            queries = layer(queries, visual, visual_mask, question, question_mask)
-        return self.aggregation(queries, visual, visual_mask)
+            queries = layer(queries, keys, visual_mask, question, question_mask)
+        return self.aggregation(self.norm(queries), keys, visual_mask, values=visual)
 
 
 # --------------------------------------------------------------------------------------------- into the language model
@@ -528,7 +576,9 @@ class Mu2Tokenizer(PreTrainedModel):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, TextConditionedAggregation):
-            init.normal_(module.query_tokens, std=self.config.initializer_range)
+            # What is added to a pre-norm query is of the order of 1: smaller queries would soon be alike.
+            std = 1.0 if self.config.keep_apart else self.config.initializer_range
+            init.normal_(module.query_tokens, std=std)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **kwargs):
         # Flash kernels drop an additive bias without an error.

@@ -24,16 +24,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
 from trl import SFTConfig
 
 from hf_mu2.data.negatives import MIN_DISTANCE, POLICIES, Candidates, describe_draw
+from hf_mu2.data.negatives_noise import write_gaussian_volumes
 from hf_mu2.data.negatives_pool import study_candidates
-from hf_mu2.data.negatives_rows import DrawnVolumes, GaussianVolumes, NegativeVolumes, PairRows
+from hf_mu2.data.negatives_rows import (
+    DrawnVolumes,
+    GaussianVolumes,
+    GivenVolumes,
+    NegativeVolumes,
+    PairRows,
+)
 from hf_mu2.files import replace_text
 from hf_mu2.model.features_mu2 import is_features
 from hf_mu2.scoring.labels import label_reports
 
+from .features import cache_features
 from .monitor import answer_of, generate_text
 from .recipe import Objective, RecipeArguments, open_studies
 from .sft import StageSFTTrainer
@@ -257,7 +266,7 @@ class LengthWatch(TrainerCallback):
 def make_trainer(arguments: NegativeArguments, train_dataset: Dataset, **options: Any) -> NegativeLossTrainer:
     """Make the trainer of a recipe, choose negatives, and say what they are like."""
     config: NegativeConfig = options["args"]
-    volumes = find_volumes(arguments, train_dataset, config.seed) if config.has_negatives else None
+    volumes = find_volumes(arguments, train_dataset, **options) if config.has_negatives else None
     trainer = NegativeLossTrainer(
         train_dataset=train_dataset,
         volumes_of=volumes,
@@ -275,28 +284,61 @@ def make_trainer(arguments: NegativeArguments, train_dataset: Dataset, **options
     return trainer
 
 
-def find_volumes(arguments: NegativeArguments, rows: Dataset, seed: int) -> NegativeVolumes:
-    """Find the volumes of negatives that a recipe asks for.
+def find_volumes(
+    arguments: NegativeArguments,
+    rows: Dataset,
+    *,
+    args: NegativeConfig,
+    model: nn.Module,
+    processing_class: Any,
+    **options: Any,
+) -> NegativeVolumes:
+    """Find the volumes of negatives that a recipe asks for; where the rows are cached features, theirs are too.
 
     Raises:
-        ValueError: for Gaussian negatives of cached features, whose volumes' sizes are gone; and as `draw_negatives`.
+        ValueError: as `draw_negatives`.
     """
     if arguments.negatives == "gauss":
         if is_features(rows[0]["images"][0]):
-            raise ValueError(
-                "Gaussian negatives need volumes, got cached features. Remove `cache_features`, or write the noise "
-                "with `write_gaussian_volumes`, cache its features, and pass them as `GivenVolumes`."
-            )
-        return GaussianVolumes(rows, seed)
+            return cache_noise(arguments, rows, args, model, processing_class)
+        return GaussianVolumes(rows, args.seed)
     return DrawnVolumes(
         rows,
         row_candidates(arguments, rows),
         policy=arguments.negatives,
-        seed=seed,
+        seed=args.seed,
         min_distance=arguments.min_label_distance,
         max_uses=arguments.max_uses,
         findings=arguments.findings,
     )
+
+
+def cache_noise(
+    arguments: NegativeArguments, rows: Dataset, args: NegativeConfig, model: nn.Module, processor: Any
+) -> GivenVolumes:
+    """Write noise as large as the volumes of each study, and its features: the same in every epoch.
+
+    Both stay in `<output_dir>/noise`, so that a run that was killed finds them.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    studies = open_studies(arguments, arguments.train_split, arguments.max_train_studies)
+    sources = dict(zip(map(str, studies["study_id"]), studies["images"], strict=True))
+    of_rows = [{"study_id": study_id, "images": sources[str(study_id)]} for study_id in rows["study_id"]]
+    folder = Path(args.output_dir) / "noise"
+    with PartialState().main_process_first():  # which writes; the others find everything there
+        paths = list(write_gaussian_volumes(of_rows, folder / "volumes", seed=args.seed))
+        noise = Dataset.from_dict({"images": paths}, features=Features(images=List(Value("string"))))
+        noise = cache_features(
+            model,
+            processor,
+            noise,
+            folder / "features",
+            batch_size=args.per_device_eval_batch_size,
+            dtype=torch.bfloat16 if args.bf16 else torch.float32,
+            device=args.device,
+        )
+    return GivenVolumes(noise["images"])
 
 
 def row_candidates(arguments: NegativeArguments, rows: Dataset) -> Candidates:

@@ -1,0 +1,188 @@
+"""Run rows of the grid, or all of them, and write what they say.
+
+    python -m benchmarks.claims --out claims --rows everything
+
+Without `--rows` it reproduces the first row and says what the whole grid costs. A killed grid continues. On a machine
+with a GPU the protocol `large` is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hf_mu2.files import replace_text
+
+from .collect import collect
+from .figures import draw_example, draw_strip
+from .ground import Ground
+from .page import write_page
+from .rows import LARGE, ROWS, SEEDS, TINY
+from .run import order_of_runs, run_folder, run_row
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST_ROW = "all"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("claims"), help="folder of the grid")
+    parser.add_argument(
+        "--rows", nargs="+", default=[FIRST_ROW], help="names, letters of claims, or everything"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), choices=SEEDS)
+    parser.add_argument("--jobs", type=int, default=None, help="runs at once; one per core, or one on a GPU")
+    parser.add_argument("--docs", type=Path, default=None, help="also write the page and its figures there")
+    options = parser.parse_args()
+    names = choose_rows(options.rows)
+    on_gpu = torch.cuda.is_available()
+    jobs = options.jobs or (1 if on_gpu else os.cpu_count() or 1)
+    out = options.out.absolute()
+    ground = Ground(out, LARGE if on_gpu else TINY, read_commit())
+    runs = order_of_runs(names, tuple(options.seeds))
+    todo = [run for run in runs if not (run_folder(ground, *run) / "done.json").exists()]
+    print(
+        f"{len(runs)} runs of {len(names)} rows, {len(todo)} to do, {jobs} at once, protocol {ground.protocol.name}"
+    )
+    began = time.perf_counter()
+    if todo:
+        corpora = {ROWS[name].corpus for name, _ in todo}
+        # What rows start from was trained on the ordinary studies.
+        ground.prepare(corpora | {"ordinary"}, jobs)
+        print(f"Studies and features: {time.perf_counter() - began:.0f} s", flush=True)
+        run_all(ground, todo, jobs)
+    result = collect(ground, provenance(jobs))
+    replace_text(out / "claims.json", json.dumps(result, indent=1) + "\n")
+    show(result, names)
+    if options.docs is not None:
+        publish(result, ground, options.docs)
+    print(cost(result, jobs))
+
+
+def choose_rows(asked: list[str]) -> list[str]:
+    """Turn names, letters of claims and `all` into names of rows."""
+    letters = {row.claim for row in ROWS.values()}
+    unknown = sorted(set(asked) - set(ROWS) - letters - {"everything"})
+    if unknown:
+        raise SystemExit(
+            f"Rows are {', '.join(ROWS)}; or the letters {', '.join(sorted(letters))} of claims; or `everything`, got "
+            f"{', '.join(unknown)}."
+        )
+    return [name for name, row in ROWS.items() if {"everything", name, row.claim} & set(asked)]
+
+
+def run_all(ground: Ground, todo: list[tuple[str, int]], jobs: int) -> None:
+    """Run what others start from, then the rest; each process does one run after the other."""
+    stages = [[run for run in todo if (ROWS[run[0]].start is not None) is later] for later in (False, True)]
+    threads = 1 if jobs > 1 else max(1, (os.cpu_count() or 1))
+    with (
+        ProcessPoolExecutor(jobs, get_context("spawn"), start_worker, (threads,)) as pool,
+        tqdm(total=len(todo), unit=" runs", disable=None) as bar,
+    ):
+        for stage in stages:
+            futures = [pool.submit(run_one, ground, *run) for run in stage]
+            for future, (name, seed) in zip(futures, stage):
+                seconds = future.result()
+                tqdm.write(f"{name}, seed {seed}: {seconds:.0f} s")
+                bar.update()
+
+
+def start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def run_one(ground: Ground, name: str, seed: int) -> float:
+    """Do one run in a worker; return its seconds."""
+    began = time.perf_counter()
+    run_row(ground, ROWS[name], seed)
+    return time.perf_counter() - began
+
+
+def read_commit() -> str:
+    """Name the commit the runner comes from, with a mark where files differ from it."""
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=ROOT, capture_output=True,
+                               text=True, check=True)  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def provenance(jobs: int) -> dict[str, Any]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    names = ("torch", "transformers", "trl", "datasets")
+    return {
+        "device": f"{device}, {jobs} runs at once",
+        "command": "make claims ROWS=everything",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def show(result: dict[str, Any], names: list[str]) -> None:
+    """Print the rows that were asked for, floors below."""
+    shown = ("macro_f1", "coverage", "crg", "rougeL", "changed_finding", "image_dependence")
+    print(f"{'':32}" + "".join(f"{name:>18}" for name in shown))
+    for name in names:
+        if ROWS[name].is_choice:
+            continue
+        row = result["rows"][name]
+        cells = [row["measures"].get(measure) for measure in shown]
+        print(f"{name:32}" + "".join(f"{_cell(cell):>18}" for cell in cells))
+    for name, floor in next(iter(result["floors"].values()), {}).items():
+        cells = [floor.get(measure) for measure in shown]
+        print(
+            f"{name:32}"
+            + "".join(f"{'-' if cell is None else format(cell['value'], '.3f'):>18}" for cell in cells)
+        )
+
+
+def _cell(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell['mean']:.3f}" + ("" if cell["spread"] is None else f" +- {cell['spread']:.3f}")
+
+
+def cost(result: dict[str, Any], jobs: int) -> str:
+    """Say what the whole grid costs, from what its runs took here, or else on the machine of the committed page."""
+    seconds = {name: row["seconds"] for name, row in result["rows"].items() if row["seconds"]}
+    committed = ROOT / "docs" / "results" / "claims.json"
+    if committed.exists():
+        there = {name: row["seconds"] for name, row in json.loads(committed.read_text())["rows"].items()}
+        both = [name for name in seconds if there.get(name)]
+        scale = sum(seconds[name] for name in both) / sum(there[name] for name in both) if both else 1.0
+        seconds = {name: value * scale for name, value in there.items() if value} | seconds
+    known = sum(seconds.values()) / max(len(seconds), 1)
+    total = sum(seconds.get(name, known) * len(row.seeds) for name, row in ROWS.items())
+    runs = sum(len(row.seeds) for row in ROWS.values())
+    minutes = total / 60 / jobs
+    return (
+        f"The whole grid: {runs} runs, about {minutes:.0f} minutes like this (make claims ROWS=everything)."
+    )
+
+
+def publish(result: dict[str, Any], ground: Ground, docs: Path) -> None:
+    """Write the page, its figures and the file they are rendered from."""
+    results, figures = docs / "results", docs / "figures"
+    replace_text(results / "claims.json", json.dumps(result, indent=1) + "\n")
+    draw_strip(result, figures / "claims_strip.png")
+    draw_example(result, figures / "claims_example.png")
+    write_page(result, results / "claims.md")
+
+
+if __name__ == "__main__":
+    main()

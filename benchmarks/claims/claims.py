@@ -1,0 +1,189 @@
+"""The papers' claims as comparisons of rows, and the answer that their verdicts give.
+
+Reads: the collected rows. Nothing here is a number: every answer follows from verdicts by the rule of `judge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MU2 = "mu2, https://huggingface.co/papers/2507.00316"
+NEGATIVE = "dual-path negative constraint, Gao and Zhao"
+TWO_STAGE = "two-stage fine-tuning, https://huggingface.co/papers/2312.01504"
+OURS = "ours"
+
+NAMES = {
+    "macro_f1": "label macro-F1",
+    "report_f1": "label F1 per report (the judge)",
+    "coverage": "Coverage",
+    "accuracy": "Accuracy",
+    "image_dependence": "image dependence",
+    "words": "words",
+    "changed_finding": "changed finding named",
+    "side_agreement": "side agreement",
+}
+
+
+@dataclass(frozen=True)
+class Test:
+    """A difference that a claim predicts: `row` is `direction` than `against` in `measure`."""
+
+    row: str
+    against: str
+    measure: str
+    direction: str = "higher"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of a paper, or one of ours.
+
+    Args:
+        tests (`tuple[Test, ...]`): What it predicts.
+        changed (`str`): What we changed because of the answer.
+        untestable (`str`, *optional*): Why nothing here can test it.
+    """
+
+    id: str
+    paper: str
+    claim: str
+    tests: tuple[Test, ...] = ()
+    changed: str = "Nothing."
+    untestable: str = ""
+
+
+def _all_against(rows: tuple[str, ...], against: str, *measures: str) -> tuple[Test, ...]:
+    return tuple(Test(row, against, measure) for row in rows for measure in measures)
+
+
+CLAIMS = (
+    Claim(
+        "a1", MU2, "All parts together are better than the LinVT baseline (Table 2).",
+        _all_against(("all",), "baseline", "macro_f1", "image_dependence"),
+    ),
+    Claim(
+        "a2", MU2, "The relative positional bias helps.",
+        _all_against(("rpe",), "baseline", "macro_f1", "side_agreement"),
+    ),
+    Claim("a3", MU2, "Differentiable token selection helps.", _all_against(("dts",), "baseline", "macro_f1")),
+    Claim("a4", MU2, "Dynamic multi-scale pooling helps.", _all_against(("dmtp",), "baseline", "macro_f1")),
+    Claim(
+        "a5", OURS, "The published refiner, without residual, costs quality.",
+        (Test("published_refiner", "all", "macro_f1", "lower"),),
+        "Our default refiner has residuals and norms. The collapse needs several layers; the preset `tiny` has one.",
+    ),
+    Claim(
+        "a6", OURS, "A bias over three axes is better than one over the token index.",
+        (Test("bias_1d", "all", "macro_f1", "lower"),),
+    ),
+    Claim(
+        "a7", OURS, "A gate that can vary is better than the published one, which cannot.",
+        (Test("published_gate", "all", "macro_f1", "lower"),),
+    ),
+    Claim(
+        "a8", OURS, "Soft prompts that are kept apart are better than copies of one.",
+        (Test("not_kept_apart", "all", "macro_f1", "lower"),),
+        "The default keeps them apart: of 32 soft prompts 3 differed in the published form.",
+    ),
+    Claim(
+        "b1", MU2, "mu2 keeps its lead with limited data.",
+        tuple(Test(f"all_{n}", f"baseline_{n}", "macro_f1") for n in (1, 5, 10, 25)),
+    ),
+    Claim(
+        "c1", MU2, "DPO on reports ranked by a judge lifts the judge's score over SFT.",
+        (Test("dpo", "all", "report_f1"),),
+        "GREEN needs a model of 7B: label-F1 stands in for it.",
+    ),
+    Claim(
+        "c2", MU2, "What DPO gains is seen by measures that nobody optimised.",
+        _all_against(("dpo",), "all", "image_dependence", "changed_finding"),
+    ),
+    Claim("c3", OURS, "GRPO from the same start lifts the judge's score.", (Test("grpo", "all", "report_f1"),)),
+    Claim(
+        "d1", NEGATIVE, "Gaussian negatives raise Coverage and cost Accuracy.",
+        (
+            *(Test(f"{c}_gauss", f"{c}_origin", "coverage") for c in ("low", "high")),
+            *(Test(f"{c}_gauss", f"{c}_origin", "accuracy", "lower") for c in ("low", "high")),
+        ),
+    ),
+    Claim(
+        "d2", NEGATIVE, "Negatives of heterogeneous cases raise Coverage and Accuracy.",
+        tuple(Test(f"{c}_heter", f"{c}_origin", m) for c in ("low", "high") for m in ("coverage", "accuracy")),
+    ),
+    Claim(
+        "d3", NEGATIVE, "Negatives make the model look at the image, most where reports can be written without.",
+        tuple(
+            Test(f"high_{arm}", "high_origin", "image_dependence")
+            for arm in ("gauss", "heter", "heter_balanced", "hard")
+        ),
+        "The balanced draw is our default: the paper's draw uses few volumes as negatives of almost all.",
+    ),
+    Claim(
+        "d4", NEGATIVE, "Too large a beta makes reports short.",
+        tuple(Test(f"{c}_gauss_0.2", f"{c}_origin", "words", "lower") for c in ("low", "high")),
+    ),
+    Claim(
+        "e1", TWO_STAGE, "Aligning first, then tuning, is better than one stage of the same length.",
+        _all_against(("two_stage",), "all", "macro_f1"),
+    ),
+    Claim(
+        "f1", OURS, "HU windows at a fixed spacing are better than the published preprocessing on 1 to 8 mm scans.",
+        _all_against(("scans_ours",), "scans_published", "macro_f1", "image_dependence"),
+        "Our default resamples, keeps HU and masks what is empty; `official` is for converted weights.",
+    ),
+    Claim(
+        "g1", MU2, "DPO lifts GREEN by about 20 % on AMOS-MM.",
+        untestable="Neither the judge nor real weights run here.",
+    ),
+    Claim(
+        "g2", NEGATIVE, "Nodules under 3 mm gain least.",
+        untestable="PhantomCT draws no lesion under 3 mm, and voxels of 4.5 mm would not show one.",
+    ),
+)  # fmt: skip
+
+
+def judge_claims(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Answer every claim from the differences of the rows it names."""
+    return [
+        {"id": claim.id, "paper": claim.paper, "claim": claim.claim, "changed": claim.changed}
+        | judge(claim, result)
+        for claim in CLAIMS
+    ]
+
+
+def judge(claim: Claim, result: Mapping[str, Any]) -> dict[str, str]:
+    """Answer one claim: it holds where every test comes out as predicted, and fails where one comes out opposite."""
+    if not claim.tests:
+        return {"answer": "cannot be tested here", "measured": claim.untestable}
+    outcomes, measured = [], []
+    for test in claim.tests:
+        row = result["rows"][test.row]
+        found = row["differences"].get(test.measure) if row["against"] == test.against else None
+        if found is None:
+            continue
+        outcomes.append("as predicted" if found["verdict"] == test.direction else found["verdict"])
+        measured.append(describe(result, test, found))
+    if not outcomes:
+        return {"answer": "not run", "measured": ""}
+    agreeing = outcomes.count("as predicted")
+    if agreeing == len(claim.tests):
+        answer = "holds"
+    elif any(outcome not in ("as predicted", "no difference") for outcome in outcomes):
+        answer = "does not hold" if not agreeing else "partly"
+    else:
+        answer = "partly" if agreeing else "no difference"
+    return {"answer": answer, "measured": " ".join(measured)}
+
+
+def describe(result: Mapping[str, Any], test: Test, found: Mapping[str, Any]) -> str:
+    """Say one difference in a sentence."""
+    rows = result["rows"]
+    mine, theirs = (rows[name]["measures"][test.measure]["mean"] for name in (test.row, test.against))
+    digits = 1 if test.measure == "words" else 3
+    title, other = rows[test.row]["title"], rows[test.against]["title"]
+    return (
+        f"{NAMES.get(test.measure, test.measure)}, {title} {mine:.{digits}f}, {other} {theirs:.{digits}f}: "
+        f"{found['verdict']} ({found['difference']:+.{digits}f})."
+    )

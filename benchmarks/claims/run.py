@@ -1,0 +1,236 @@
+"""One run: a row of the grid on one seed, from its starting point to scored reports.
+
+Reads: the studies and features of `ground.py`, and the checkpoint of the row it starts from.
+Writes: `OUT/runs/<row>/<seed>/`: `recipe.yaml`, `run.json` and `curve.png` of the training, `model`,
+`reports.jsonl`, `log.txt`, and last `done.json`. A run that was cut off is begun again; one that is done is left.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from hf_mu2.files import replace_text
+from hf_mu2.model.volume_mu2 import OutOfDomainWarning
+from hf_mu2.preference.pairs import PairRules, make_pairs
+from hf_mu2.preference.sample import sample
+from hf_mu2.preference.score import score
+from hf_mu2.reporting.inference import generate_greedily, load_reader
+from hf_mu2.reporting.studies import open_studies
+from hf_mu2.training.monitor import measure_image_dependence, order_by_findings
+from hf_mu2.training.recipe import train_recipe
+
+from .ground import Ground
+from .measure import write_columns
+from .rows import ROWS, Row
+
+MAX_NEW_TOKENS = {"high": 760}  # reports of the others are shorter than this default
+DEFAULT_NEW_TOKENS = 256
+BATCH = 128  # small models: a step of 128 reports takes little longer than one of 16
+
+
+def run_folder(ground: Ground, row: str, seed: int) -> Path:
+    return ground.out / "runs" / row / str(seed)
+
+
+def run_row(ground: Ground, row: Row, seed: int) -> None:
+    """Train, write reports and count what scores are made of."""
+    folder = run_folder(ground, row.name, seed)
+    if (folder / "done.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    warnings.simplefilter("ignore", OutOfDomainWarning)  # phantoms with large hearts look like abdomens
+    with (folder / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
+        checkpoint = train(ground, row, seed, folder)
+        trained = time.perf_counter()
+        read = {"validation_loss": validation_loss(checkpoint)}
+        if not row.is_choice:
+            read |= write_reports(ground, row, checkpoint, folder)
+            write_columns(ground, row, folder)
+    facts = {
+        "row": row.name,
+        "seed": seed,
+        "commit": ground.commit,
+        "train_seconds": round(trained - began, 1),
+        "seconds": round(time.perf_counter() - began, 1),
+        **read,
+    }
+    replace_text(folder / "done.json", json.dumps(facts, indent=1) + "\n")
+
+
+def train(ground: Ground, row: Row, seed: int, folder: Path) -> Path:
+    """Train the recipes of a row one after the other; return the last checkpoint."""
+    start = None if row.start is None else run_folder(ground, row.start, seed) / "model"
+    fields: dict[str, Any] = {}
+    if row.prepare == "pairs":
+        assert start is not None
+        fields["dataset_name"] = str(make_preferences(ground, start, seed, folder))
+    for number, step in enumerate(row.steps):
+        is_last = number == len(row.steps) - 1
+        out = folder / ("model" if is_last else f"step_{number}")
+        shutil.rmtree(out, ignore_errors=True)
+        text = recipe(ground, row, seed, start, out) | fields | step
+        path = folder / (f"recipe_{number}.yaml" if len(row.steps) > 1 else "recipe.yaml")
+        replace_text(path, yaml.safe_dump(text, sort_keys=False))
+        start = train_recipe(path)
+        for name in ("start", "noise", "completions"):
+            shutil.rmtree(out / name, ignore_errors=True)
+    assert start is not None
+    return start
+
+
+def validation_loss(checkpoint: Path) -> float | None:
+    """Return the loss of the validation studies after the last epoch, where the run evaluated."""
+    evaluation = json.loads((checkpoint / "run.json").read_text())["evaluation"]
+    return evaluation.get("eval_loss")
+
+
+def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -> dict[str, Any]:
+    """Lay out the recipe that all rows share, with the sizes of the protocol."""
+    protocol, is_scans = ground.protocol, row.corpus.startswith("scans")
+    size = {"ordinary": protocol.train, "low": protocol.negative_train, "high": protocol.negative_train}
+    studies = max(1, round(row.share * size.get(row.corpus, protocol.scan_train)))
+    fields: dict[str, Any] = {
+        "stage": "frozen_tower",
+        "dataset_name": str(ground.folder(row.corpus)),
+        "max_train_studies": studies,
+        "max_eval_studies": protocol.validation,
+        "monitor_studies": 32,
+        "learning_rate": protocol.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "num_train_epochs": epochs(ground, row),
+        "per_device_train_batch_size": protocol.batch_size,
+        "per_device_eval_batch_size": 16,
+        "gradient_checkpointing": False,
+        "max_length": 1024,
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": seed,
+        "eval_strategy": "epoch",
+        "save_strategy": "no",
+        "logging_steps": 25,
+        "report_to": "none",
+        "output_dir": str(out),
+    }
+    if row.corpus != "ordinary" or row.steps[0].get("objective") in ("dpo", "grpo"):
+        fields["eval_strategy"] = "no"  # nothing is chosen there
+        del fields["max_eval_studies"]
+    if not is_scans:
+        fields["cache_features"] = str(ground.features_folder)
+    objective = row.steps[0].get("objective")
+    if objective == "dpo":
+        del fields["max_train_studies"]
+    if objective == "grpo":  # hands on volumes alone
+        del (
+            fields["cache_features"],
+            fields["max_train_studies"],
+            fields["num_train_epochs"],
+            fields["max_length"],
+        )
+        fields |= {
+            "corpus": "phantom_ct", "corpus_root": str(ground.folder(row.corpus)), "view": "online",
+            "max_steps": protocol.online_steps, "num_generations": 8, "per_device_train_batch_size": 32,
+            "max_completion_length": DEFAULT_NEW_TOKENS, "temperature": 1.0, "logging_steps": 1,
+        }  # fmt: skip
+        del fields["dataset_name"]
+    if start is not None:
+        return {"model_name_or_path": str(start), **fields}
+    init = {
+        "language_model": "embedded",
+        "vision_tower": ground.tower(row.corpus),
+        "preset": "tiny",
+        "seed": seed,
+        "tokenizer_config": {**protocol.tokenizer, **row.tokenizer},
+    }
+    return {"init": init, **fields}
+
+
+def epochs(ground: Ground, row: Row) -> float:
+    """Repeat a small share of the studies until it has as many steps as a quarter of them has."""
+    return ground.protocol.epochs * max(1.0, 0.25 / row.share)
+
+
+def make_preferences(ground: Ground, start: Path, seed: int, folder: Path) -> Path:
+    """Sample candidates of training studies, score them by label-F1 and pair the best with the worst."""
+    pairs = folder / "pairs"
+    if pairs.exists():
+        return pairs
+    for path in (*folder.glob("candidates.*"), *folder.glob("scored.*")):
+        path.unlink()
+    studies = open_studies(ground.folder("ordinary"), "train")
+    studies = replace(studies, ids=studies.ids[: ground.protocol.preference_studies])
+    candidates, scored = folder / "candidates.jsonl", folder / "scored.jsonl"
+    reader = load_reader(start)
+    sample(studies, candidates, reader, seed=seed, batch_size=8, max_new_tokens=DEFAULT_NEW_TOKENS)
+    references = ground.folder("ordinary") / "train" / "metadata.jsonl"
+    score(candidates, scored, {"label_f1": 1.0}, references=references)
+    make_pairs(scored, pairs, PairRules(seed=seed), validation_share=0.0, with_figure=False)
+    return pairs
+
+
+# ---------------------------------------------------------------------------------------------------------- reports
+
+
+def write_reports(ground: Ground, row: Row, checkpoint: Path, folder: Path) -> dict[str, float]:
+    """Report the test studies and the pairs, and measure how far answers depend on the volume."""
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    test = ground.rows(row.corpus, "test")
+    groups = [test] if row.corpus.startswith("scans") else [test, ground.with_features(ground.pairs())]
+    lines = []
+    for rows in groups:
+        texts = answer(model, processor, rows, MAX_NEW_TOKENS.get(row.corpus, DEFAULT_NEW_TOKENS))
+        lines += [
+            {"study_id": study_id, "candidate": text} for study_id, text in zip(rows["study_id"], texts)
+        ]
+    replace_text(folder / "reports.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    collator = DataCollatorForVisionLanguageModeling(processor, max_length=1024, completion_only_loss=True)
+    order = order_by_findings([completion[0]["content"] for completion in test["completion"]])
+    ordered = [test[index] for index in order]
+    with torch.autocast(model.device.type, torch.bfloat16):
+        return measure_image_dependence(model, collator, ordered, 8)
+
+
+def answer(model: Any, processor: Any, rows: Dataset, max_new_tokens: int) -> list[str]:
+    """Write greedy reports."""
+    texts = []
+    for first in range(0, len(rows), BATCH):
+        batch = rows.select(range(first, min(first + BATCH, len(rows))))
+        conversations = [
+            [{"role": "user", "content": [*({"type": "image", "image": image} for image in row["images"]),
+                                          {"type": "text", "text": row["prompt"][-1]["content"]}]}]
+            for row in batch
+        ]  # fmt: skip
+        inputs = processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        ).to(model.device)
+        texts += [each.text for each in generate_greedily(model, processor, inputs, max_new_tokens)]
+    return texts
+
+
+def order_of_runs(names: list[str], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
+    """List runs so that starting points come first; a row whose start is not asked for brings it along."""
+    wanted = dict.fromkeys(names)
+    wanted |= dict.fromkeys(start for name in names if (start := ROWS[name].start) is not None)
+    ordered = sorted(wanted, key=lambda name: (ROWS[name].start is not None, list(ROWS).index(name)))
+    return [(name, seed) for name in ordered for seed in seeds if seed in ROWS[name].seeds]
