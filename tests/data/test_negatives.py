@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_mu2.data.negatives import Candidates, describe_draw, draw_negatives
-from hf_mu2.data.negatives_pool import ct_rate_candidates, read_embeddings, study_candidates
+from hf_mu2.data.negatives_pool import ct_rate_candidates, study_candidates
 from hf_mu2.data.study import FINDING_LABELS
 from tests.paths import shared_data_or_skip
 
@@ -191,24 +191,6 @@ def test_the_other_study_of_a_pair_is_its_negative():
     assert draw.partner.tolist() == [1, 0, 3, 2] and (draw.distance == 1).all()
     with pytest.raises(ValueError, match="1 of 3 studies are without the other"):
         draw_negatives(study_candidates(rows[:3]), "pairs")
-
-
-def test_embeddings_are_joined_by_study(tmp_path):
-    np.savez(tmp_path / "e.npz", study_id=np.array(["s1", "s0"]), embedding=np.array([[1.0, 0], [0, 2.0]]))
-    np.testing.assert_array_equal(read_embeddings(tmp_path / "e.npz", ["s0", "s1"]), [[0, 2], [1, 0]])
-    with pytest.raises(ValueError, match=r"1 of 2 have none in `e\.npz`, e\.g\. `s7`"):
-        read_embeddings(tmp_path / "e.npz", ["s0", "s7"])
-    with pytest.raises(ValueError, match="hf-mu2 embed"):
-        read_embeddings(tmp_path / "e.csv", ["s0"])
-
-
-def test_parquet_embeddings_are_read_as_npz_are(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    table = pa.table({"study_id": ["s1", "s0"], "embedding": [[1.0, 0.0], [0.0, 2.0]]})
-    pyarrow.parquet.write_table(table, tmp_path / "e.parquet")
-    np.testing.assert_array_equal(read_embeddings(tmp_path / "e.parquet", ["s0", "s1"]), [[0, 2], [1, 0]])
 
 
 def test_the_command_describes_and_writes_a_draw(cli, tmp_path):

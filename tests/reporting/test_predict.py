@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_mu2.model.processing_mu2 import DEFAULT_QUESTION
-from hf_mu2.reporting.embed import embed
+from hf_mu2.reporting.embed import embed, embed_batch
 from hf_mu2.reporting.inference import Reader, load_reader, process_state
 from hf_mu2.reporting.journal import SharedJournal
 from hf_mu2.reporting.predict import predict
@@ -326,6 +326,46 @@ def test_embeddings_depend_on_the_question(volumes, reader, tmp_path):
         assert list(failed) == ["000003"]
         vectors.append(np.load(tmp_path / f"{index}.npz")["embedding"])
     assert np.abs(vectors[0] - vectors[1]).max() > 1e-6
+
+
+def test_the_tower_gives_mean_and_maximum_of_its_patches(dataset, reader, tmp_path):
+    studies = open_studies(dataset)
+    for size in (1, 4):
+        assert embed(studies, tmp_path / f"{size}.npz", reader, layer="tower", batch_size=size) == {}
+    one, four = (np.load(tmp_path / f"{size}.npz") for size in (1, 4))
+    assert one["embedding"].shape == (4, 2 * reader.model.config.vision_config.hidden_size)
+    np.testing.assert_allclose(one["embedding"], four["embedding"], rtol=0, atol=1e-5)
+    assert (str(one["layer"]), str(one["question"])) == ("tower", "")
+    assert "--layer tower" in str(one["command"])
+
+
+def test_volumes_of_a_study_are_averaged(dataset, reader, tmp_path):
+    """The third study of the dataset has two volumes, here the first study's and the second's."""
+    for source, copy in (("ct0", "ct2"), ("ct1", "ct9")):
+        shutil.copy(dataset / "train" / f"{source}.nii.gz", dataset / "train" / f"{copy}.nii.gz")
+    embed(open_studies(dataset), tmp_path / "out.npz", reader, layer="tower")
+    vectors = np.load(tmp_path / "out.npz")["embedding"]
+    np.testing.assert_allclose(vectors[2], (vectors[0] + vectors[1]) / 2, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["soft_prompts", "tower"])
+def test_cached_features_embed_as_their_volumes_do(dataset, reader, tmp_path, layer):
+    loaded = [load_study(open_studies(dataset), index, reader) for index in range(2)]
+    inputs = reader.prepare([study.conversation for study in loaded])
+    cached = inputs.copy()
+    cached["vision_hidden_states"] = reader.model.model.vision_tower(
+        cached.pop("pixel_values"), inputs["pixel_attention_mask"]
+    ).last_hidden_state.detach()
+    expected = embed_batch(loaded, inputs, reader, layer)
+    np.testing.assert_allclose(embed_batch(loaded, cached, reader, layer), expected, rtol=0, atol=1e-5)
+
+
+def test_a_question_to_the_tower_and_an_unknown_layer_are_refused(volumes, reader, tmp_path):
+    studies = open_studies(volumes)
+    with pytest.raises(ValueError, match="leave the question out"):
+        embed(studies, tmp_path / "e.npz", reader, layer="tower", question="Is there a nodule?")
+    with pytest.raises(ValueError, match="soft_prompts, tower"):
+        embed(studies, tmp_path / "e.npz", reader, layer="last")
 
 
 def test_embeddings_refuse_an_unknown_ending(volumes, reader, tmp_path):

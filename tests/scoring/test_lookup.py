@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from hf_mu2.scoring.floors import nearest_reports
-from hf_mu2.scoring.lookup import LabelProbe, fit_label_probe
+from hf_mu2.scoring.labels import LABELS, label_reports
+from hf_mu2.scoring.lookup import LabelProbe, answer_by_lookup, fit_label_probe
+from tests.scoring.synthetic import FINDINGS, make_references
 
 
 def planted(studies: int, width: int = 24, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -134,3 +136,103 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ImportError, match=r"hf_mu2\[score\]"):
         fit_label_probe(*planted(20))
+
+
+def told_by(references: list[dict], seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """Make features that tell the findings of reports, beside noise."""
+    labels = label_reports(row["reference"] for row in references).astype(float)
+    noise = np.random.default_rng(seed).normal(size=(len(labels), 40))
+    return [row["study_id"] for row in references], np.hstack([labels + 0.3 * noise[:, :18], noise])
+
+
+@pytest.fixture(scope="module")
+def split() -> tuple[list[dict], list[dict]]:
+    rows = make_references(120)
+    return rows[:80], rows[80:]
+
+
+def test_a_lookup_answers_with_reports_that_name_the_right_findings(split):
+    train, test = split
+    rows, facts = answer_by_lookup(*told_by(test, 1), *told_by(train), train)
+    assert [row["study_id"] for row in rows] == [row["study_id"] for row in test]
+    assert {row["candidate"] for row in rows} <= {row["reference"] for row in train}
+    columns = [LABELS.index(label) for label in FINDINGS]
+    given, true = (label_reports(texts)[:, columns] for texts in zip(*_texts(rows, test)))
+    assert (given == true).mean() > 0.9
+    assert facts["training_studies"] == 80 and facts["training_patients"] == 40
+    assert facts["labels_predicted"] >= len(FINDINGS) and facts["studies_of_training_patients"] == 0
+
+
+def _texts(rows: list[dict], references: list[dict]) -> list[tuple[str, str]]:
+    return [(row["candidate"], reference["reference"]) for row, reference in zip(rows, references)]
+
+
+def test_a_patient_never_gets_a_report_of_their_own(split):
+    """The second study of every training patient asks, with the vector of the first: that report would be nearest."""
+    train = [row | {"reference": f"{row['reference']} Study of {row['patient_id']}."} for row in split[0]]
+    first, second = train[0::2], train[1::2]
+    ids, vectors = told_by(first)
+    asking = [row["study_id"] for row in second]
+    alone, _ = answer_by_lookup(asking, vectors, ids, vectors, first)
+    apart, facts = answer_by_lookup(asking, vectors, ids, vectors, first, patients=second)
+    own = [f"Study of {row['patient_id']}." for row in second]
+    assert any(text in row["candidate"] for row, text in zip(alone, own))
+    assert not any(text in row["candidate"] for row, text in zip(apart, own))
+    assert facts["studies_of_training_patients"] == len(second)
+
+
+def test_the_name_of_a_ct_rate_volume_tells_study_and_patient(split):
+    train = [
+        {"study_id": f"train_{index}_a", "reference": row["reference"]} for index, row in enumerate(split[0])
+    ]
+    ids, vectors = told_by(train)
+    volumes = [f"{name}_{index}" for name in ids for index in (1, 2)]
+    apart = np.repeat(vectors, 2, axis=0) + np.tile([[1.0], [-1.0]], (len(ids), 1))
+    asking = [f"train_{index}_b_1.nii.gz" for index in range(len(ids))]
+    rows, facts = answer_by_lookup(asking, vectors, volumes, apart, train)
+    again, _ = answer_by_lookup(asking, vectors, ids, vectors, train)
+    assert rows == again and rows[0]["study_id"] == "train_0_b"
+    assert facts["training_studies"] == facts["studies_of_training_patients"] == len(train)
+
+
+def test_labels_of_the_rows_come_before_those_of_the_rules(split):
+    train, test = split
+    hernia = LABELS.index("Hiatal hernia")
+    has = label_reports(row["reference"] for row in train)[:, hernia]
+    given = [row | {"Hiatal hernia": int(one)} for row, one in zip(train, has)]
+    rows, facts = answer_by_lookup(*told_by(test, 1), *told_by(train), given)
+    assert facts["labels_predicted"] == 1  # the rest is unknown in these rows
+    found, true = (label_reports(texts)[:, hernia] for texts in zip(*_texts(rows, test)))
+    assert (found == true).mean() > 0.9
+    _, facts = answer_by_lookup(*told_by(test, 1), *told_by(train), given, use_given_labels=False)
+    assert facts["labels_predicted"] >= len(FINDINGS)
+
+
+def test_what_has_no_partner_is_left_out_and_counted(split):
+    train, test = split
+    ids, vectors = told_by(train)
+    _, facts = answer_by_lookup(*told_by(test), ids[20:], vectors[20:], train[:60])
+    assert facts["training_studies"] == 40
+    assert facts["references_without_vector"] == facts["vectors_without_reference"] == 20
+
+
+def test_a_study_the_probe_has_learned_from_is_not_answered(split):
+    train, test = split
+    ids, vectors = told_by(train + test)
+    with pytest.raises(ValueError, match=r"80 of 120 are, e\.g\. `s000`"):
+        answer_by_lookup(ids, vectors, *told_by(train), train)
+
+
+def test_reports_of_two_patients_are_needed(split):
+    train, test = split
+    with pytest.raises(ValueError, match="2 training studies of 1"):
+        answer_by_lookup(*told_by(test), *told_by(train[:2]), train[:2])
+    with pytest.raises(ValueError, match=r"reports start with `s000`, vectors with `s080`"):
+        answer_by_lookup(*told_by(train[:2]), *told_by(test), train)
+
+
+def test_a_table_of_patients_names_them_all(split):
+    train, test = split
+    rows = [{"study_id": "s080", "patient_id": ""}]
+    with pytest.raises(ValueError, match="none for study `s080`"):
+        answer_by_lookup(*told_by(test), *told_by(train), train, patients=rows)

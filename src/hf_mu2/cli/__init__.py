@@ -10,7 +10,7 @@ from pathlib import Path
 from hf_mu2.files import PARTIAL
 
 from . import checkpoints, phantom, data, prepare, rewrite, training, plan, negatives, slices  # isort: skip
-from . import reports, explain, impressions, labels, evaluate, judge, publish  # isort: skip
+from . import reports, explain, impressions, labels, evaluate, lookup, judge, publish  # isort: skip
 from . import sample, pairs, demo, confidence, serve  # isort: skip
 from .shared import app, complain
 
@@ -26,6 +26,7 @@ __all__ = [
     "impressions",
     "judge",
     "labels",
+    "lookup",
     "main",
     "negatives",
     "pairs",

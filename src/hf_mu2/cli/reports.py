@@ -2,6 +2,7 @@
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -268,11 +269,19 @@ def predict(
         refuse_failed(result.failed)
 
 
+class Layer(StrEnum):
+    """What of the model is averaged."""
+
+    SOFT_PROMPTS = "soft_prompts"
+    TOWER = "tower"
+
+
 @app.command()
 def embed(
     dataset: Annotated[Path, typer.Argument(help="Folder that load_dataset opens, or a folder of volumes.")],
     out: Annotated[Path, typer.Option(help="Table to write, .npz or .parquet.")],
     model: Model = None,
+    layer: Annotated[Layer, typer.Option(help="What is averaged.")] = Layer.SOFT_PROMPTS,
     question: Question = None,
     split: Split = None,
     batch_size: BatchSize = 4,
@@ -280,7 +289,7 @@ def embed(
 ) -> None:
     """Write one vector per study.
 
-    The mean of its visual tokens under the question.
+    The mean of its visual tokens under the question, or mean and maximum of the vision tower's patches.
     """
     from hf_mu2.reporting.embed import embed as run_embed
     from hf_mu2.reporting.inference import load_reader
@@ -291,6 +300,7 @@ def embed(
         studies,
         out,
         load_reader(model),
+        layer=layer.value,
         question=question,
         batch_size=batch_size,
         show_progress=sys.stderr.isatty(),

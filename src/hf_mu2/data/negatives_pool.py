@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .ct_rate import label_table
+from .embeddings import read_embeddings
 from .negatives import Candidates
 from .study import FINDING_LABELS
 
@@ -94,34 +95,6 @@ def ct_rate_candidates(
         table.labels[kept],
         appearance=None if embeddings is None else read_embeddings(embeddings, ids),
     )
-
-
-def read_embeddings(path: str | Path, study_ids: Sequence[str]) -> np.ndarray:
-    """Read the vectors of `hf-mu2 embed` in the order of studies, `(studies, width)`.
-
-    Raises:
-        ValueError: if the file is of another kind, or a study has no vector in it.
-    """
-    path = Path(path)
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            found = dict(zip(arrays["study_id"].tolist(), arrays["embedding"]))
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(path, columns=["study_id", "embedding"])
-        found = dict(zip(table["study_id"].to_pylist(), table["embedding"].to_pylist()))
-    else:
-        raise ValueError(
-            f"Embeddings are the .npz or .parquet of `hf-mu2 embed`, got `{path.name}`. Name one of them."
-        )
-    missing = [study_id for study_id in study_ids if study_id not in found]
-    if missing:
-        raise ValueError(
-            f"Every study needs a vector, {len(missing)} of {len(study_ids)} have none in `{path.name}`, e.g. "
-            f"`{missing[0]}`. Embed the split that is trained on."
-        )
-    return np.array([found[study_id] for study_id in study_ids], dtype=np.float32)
 
 
 def _look_of(metadata: Sequence[Mapping[str, Any]]) -> np.ndarray | None:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .floors import nearest_reports
+from .hygiene import is_chinese, patient_of, study_of
+from .labels import label_reports
+from .rows import Report, Rows, read_patients, read_references
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -118,6 +123,108 @@ def fit_label_probe(
         intercepts=np.array([intercept for _, intercept, _ in fitted]),
         strengths=np.array([strength for _, _, strength in fitted]),
     )
+
+
+def answer_by_lookup(
+    study_ids: Sequence[str],
+    features: np.ndarray,
+    training_ids: Sequence[str],
+    training_features: np.ndarray,
+    training_references: Rows,
+    *,
+    patients: Rows | None = None,
+    use_given_labels: bool = True,
+    seed: int = 0,
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Answer every study with the training report nearest by the labels that a probe predicts.
+
+    Nobody is given a report of their own patient. Vectors of CT-RATE's reconstructions of a study are averaged.
+
+    Args:
+        study_ids (`Sequence[str]`), features (`np.ndarray` of shape `(studies, width)`): What is answered.
+        training_ids (`Sequence[str]`), training_features (`np.ndarray` of shape `(studies, width)`): What is learned
+            from, as far as it has a report.
+        training_references (`Rows`): File or rows with `study_id`, the report and, where known, `patient_id` and the 18
+            labels; see `rows`.
+        patients (`Rows`, *optional*): `study_id` and `patient_id` of the studies that are answered. CT-RATE's names
+            tell the patient; a study of another name that is not here stands for itself.
+        use_given_labels (`bool`): Take labels from the rows where they have them, else by rules.
+        seed (`int`): Decides the folds of the probe and ties.
+
+    Returns:
+        Predictions, rows of `study_id` and `candidate`, and what they rest on: `studies`, `training_studies`,
+        `training_patients`, `studies_of_training_patients`, `references_without_vector`, `vectors_without_reference`,
+        and `labels_predicted`, the number of labels that the probe predicts better than their base rate.
+
+    Raises:
+        ValueError: if references and vectors share fewer than two patients, or a study to answer is a training study.
+        ImportError: if scikit-learn is not installed.
+    """
+    references, _ = read_references(training_references)
+    offered, wanted = _by_study(training_ids, training_features), _by_study(study_ids, features)
+    training = [report for report in references if report.study_id in offered]
+    owners = [report.patient_id for report in training]
+    if len(set(owners)) < 2:
+        raise ValueError(
+            f"A lookup learns from reports of at least two patients, got {len(training)} training studies of "
+            f"{len(set(owners))} that have both a report and a vector: reports start with "
+            f"`{references[0].study_id if references else 'nothing'}`, vectors with `{next(iter(offered))}`. Write the "
+            "same `study_id` in both, and embed more studies."
+        )
+    seen = [report.study_id for report in training if report.study_id in wanted]
+    if seen:
+        raise ValueError(
+            f"A study to answer is none that the probe has learned from, {len(seen)} of {len(wanted)} are, e.g. "
+            f"`{seen[0]}`. Embed the split to answer by itself, or leave its rows out of the training references."
+        )
+    known = {} if patients is None else read_patients(patients)
+    asking = [known.get(study_id) or patient_of(study_id) for study_id in wanted]
+    labels = _training_labels(training, use_given_labels)
+    probe = fit_label_probe(
+        np.stack([offered[report.study_id] for report in training]), labels, patients=owners, seed=seed
+    )
+    texts = nearest_reports(
+        probe.probabilities(np.stack(list(wanted.values()))),
+        [report.text for report in training],
+        labels,
+        patients=asking,
+        training_patients=owners,
+        seed=seed,
+    )
+    facts = {
+        "studies": len(wanted),
+        "training_studies": len(training),
+        "training_patients": len(set(owners)),
+        "studies_of_training_patients": sum(patient in set(owners) for patient in asking),
+        "references_without_vector": len(references) - len(training),
+        "vectors_without_reference": len(offered) - len(training),
+        "labels_predicted": int((probe.strengths > 0).sum()),
+    }
+    return [{"study_id": study_id, "candidate": text} for study_id, text in zip(wanted, texts)], facts
+
+
+def _by_study(ids: Sequence[str], features: np.ndarray) -> dict[str, np.ndarray]:
+    """Average the vectors of each study, in the order in which studies come."""
+    features = _check_features(features)
+    if len(ids) != len(features):
+        raise ValueError(
+            f"Every study has one vector, got {len(features)} for {len(ids)}. Order them by study."
+        )
+    found: dict[str, list[np.ndarray]] = {}
+    for name, vector in zip(ids, features):
+        found.setdefault(study_of(name), []).append(vector)
+    return {study_id: np.mean(vectors, axis=0) for study_id, vectors in found.items()}
+
+
+def _training_labels(training: Sequence[Report], use_given_labels: bool) -> np.ndarray:
+    """Return the labels of training reports, `(studies, 18)`: those given, else by rules, which read no Chinese."""
+    labels = label_reports(report.text for report in training).astype(float)
+    for row, report in enumerate(training):
+        if use_given_labels and report.labels is not None:
+            labels[row] = report.labels
+        elif is_chinese(report.text):
+            labels[row] = np.nan
+    return labels
 
 
 def _fit_label(

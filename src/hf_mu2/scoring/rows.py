@@ -120,6 +120,20 @@ def read_references(source: Rows, *, section: Section = "both") -> tuple[list[Re
     return references, dict(counts)
 
 
+def read_patients(source: Rows) -> dict[str, str]:
+    """Read the patient of every study, from rows with `study_id` and `patient_id`."""
+    found = {}
+    for row in read_rows(source):
+        study_id = _study(row)
+        if row.get("patient_id") in (None, ""):
+            raise ValueError(
+                f"A row must name the patient in `patient_id`, got none for study `{study_id}`. Add the column, or "
+                "leave the row out."
+            )
+        found[study_id] = str(row["patient_id"])
+    return found
+
+
 def pair_reports(predictions: Rows, references: Rows | None = None, *, section: Section = "both") -> Pairs:
     """Pair every reference with the candidate of its study, `""` where the system has none.
 
