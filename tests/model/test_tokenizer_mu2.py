@@ -20,6 +20,7 @@ from hf_mu2.model.modeling_mu2_tokenizer import (
     RelativeBias,
     SpatioTemporalRefiner,
     TokenSelection,
+    stand_out,
 )
 
 
