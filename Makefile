@@ -4,6 +4,7 @@
 #   make demo-train      two-stage training on synthetic CT, on two cores, ending in a checkpoint that reports
 #   make demo-dpo        sample, score, pair and DPO on synthetic CT, judged before and after
 #   make compare-negatives   training without and with negatives on synthetic CT
+#   make claims          do the papers' claims hold on synthetic CT?   make claims ROWS=everything runs the whole grid
 #   make test            the fast tests (under 8 minutes on 2 cores)  make test PYTEST_ARGS="-k geometry"
 #   make test-slow       the rest                                     make lint, make types, make wheel
 
@@ -12,6 +13,7 @@ CONSTRAINTS ?= constraints.txt
 CT ?=
 OUT ?= demo
 JOBS ?= 2
+ROWS ?= all
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -29,11 +31,11 @@ PREDICT = --batch-size 16 --max-new-tokens 320
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-train demo-dpo compare-negatives test test-slow lint format types wheel wheel-size clean
+.PHONY: help demo demo-train demo-dpo compare-negatives claims test test-slow lint format types wheel wheel-size clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 # torch goes first and alone, so that nothing that depends on it chooses another build of it.
 $(BIN)/.stamp-torch: $(CONSTRAINTS)
@@ -108,6 +110,11 @@ demo-dpo: $(BIN)/.stamp-dev
 compare-negatives: $(BIN)/.stamp-dev
 	@$(BIN)/python scripts/compare_negatives.py --out compare-negatives
 
+# One row of the grid on three seeds, and what the whole grid costs; runs that are done are not run again. With DOCS=docs
+# the page and its figures are written anew from all runs there are.
+claims: $(BIN)/.stamp-dev
+	@$(BIN)/python -m benchmarks.claims --out claims --rows $(ROWS) $(if $(DOCS),--docs $(DOCS))
+
 # A worker per core with one torch thread each beats fewer workers that fight over the cores.
 test: $(BIN)/.stamp-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
@@ -135,4 +142,4 @@ wheel-size: wheel
 	@$(BIN)/python -m tests.wheel_size dist
 
 clean:
-	rm -rf build dist demo demo-train demo-dpo compare-negatives .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist demo demo-train demo-dpo compare-negatives claims .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from hf_mu2.files import replace_text
 
 from .collect import collect
+from .example import make_example, rows_to_show
 from .figures import draw_example, draw_strip
 from .ground import Ground
 from .page import write_page
@@ -69,7 +70,8 @@ def main() -> None:
     replace_text(out / "claims.json", json.dumps(result, indent=1) + "\n")
     show(result, names)
     if options.docs is not None:
-        publish(result, ground, options.docs)
+        result["example"] = make_example(ground, rows_to_show(result))
+        publish(result, options.docs)
     print(cost(result, jobs))
 
 
@@ -175,7 +177,7 @@ def cost(result: dict[str, Any], jobs: int) -> str:
     )
 
 
-def publish(result: dict[str, Any], ground: Ground, docs: Path) -> None:
+def publish(result: dict[str, Any], docs: Path) -> None:
     """Write the page, its figures and the file they are rendered from."""
     results, figures = docs / "results", docs / "figures"
     replace_text(results / "claims.json", json.dumps(result, indent=1) + "\n")

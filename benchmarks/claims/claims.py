@@ -9,25 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .names import MEASURE_TITLES
+
 MU2 = "mu2, https://huggingface.co/papers/2507.00316"
 NEGATIVE = "dual-path negative constraint, Gao and Zhao"
 TWO_STAGE = "two-stage fine-tuning, https://huggingface.co/papers/2312.01504"
 OURS = "ours"
 
-NAMES = {
-    "macro_f1": "label macro-F1",
-    "report_f1": "label F1 per report (the judge)",
-    "coverage": "Coverage",
-    "accuracy": "Accuracy",
-    "image_dependence": "image dependence",
-    "words": "words",
-    "changed_finding": "changed finding named",
-    "side_agreement": "side agreement",
-}
-
 
 @dataclass(frozen=True)
-class Test:
+class Prediction:
     """A difference that a claim predicts: `row` is `direction` than `against` in `measure`."""
 
     row: str
@@ -41,7 +32,7 @@ class Claim:
     """A claim of a paper, or one of ours.
 
     Args:
-        tests (`tuple[Test, ...]`): What it predicts.
+        tests (`tuple[Prediction, ...]`): What it predicts.
         changed (`str`): What we changed because of the answer.
         untestable (`str`, *optional*): Why nothing here can test it.
     """
@@ -49,13 +40,13 @@ class Claim:
     id: str
     paper: str
     claim: str
-    tests: tuple[Test, ...] = ()
+    tests: tuple[Prediction, ...] = ()
     changed: str = "Nothing."
     untestable: str = ""
 
 
-def _all_against(rows: tuple[str, ...], against: str, *measures: str) -> tuple[Test, ...]:
-    return tuple(Test(row, against, measure) for row in rows for measure in measures)
+def _all_against(rows: tuple[str, ...], against: str, *measures: str) -> tuple[Prediction, ...]:
+    return tuple(Prediction(row, against, measure) for row in rows for measure in measures)
 
 
 CLAIMS = (
@@ -71,58 +62,58 @@ CLAIMS = (
     Claim("a4", MU2, "Dynamic multi-scale pooling helps.", _all_against(("dmtp",), "baseline", "macro_f1")),
     Claim(
         "a5", OURS, "The published refiner, without residual, costs quality.",
-        (Test("published_refiner", "all", "macro_f1", "lower"),),
+        (Prediction("published_refiner", "all", "macro_f1", "lower"),),
         "Our default refiner has residuals and norms. The collapse needs several layers; the preset `tiny` has one.",
     ),
     Claim(
         "a6", OURS, "A bias over three axes is better than one over the token index.",
-        (Test("bias_1d", "all", "macro_f1", "lower"),),
+        (Prediction("bias_1d", "all", "macro_f1", "lower"),),
     ),
     Claim(
         "a7", OURS, "A gate that can vary is better than the published one, which cannot.",
-        (Test("published_gate", "all", "macro_f1", "lower"),),
+        (Prediction("published_gate", "all", "macro_f1", "lower"),),
     ),
     Claim(
         "a8", OURS, "Soft prompts that are kept apart are better than copies of one.",
-        (Test("not_kept_apart", "all", "macro_f1", "lower"),),
+        (Prediction("not_kept_apart", "all", "macro_f1", "lower"),),
         "The default keeps them apart: of 32 soft prompts 3 differed in the published form.",
     ),
     Claim(
         "b1", MU2, "mu2 keeps its lead with limited data.",
-        tuple(Test(f"all_{n}", f"baseline_{n}", "macro_f1") for n in (1, 5, 10, 25)),
+        tuple(Prediction(f"all_{n}", f"baseline_{n}", "macro_f1") for n in (1, 5, 10, 25)),
     ),
     Claim(
         "c1", MU2, "DPO on reports ranked by a judge lifts the judge's score over SFT.",
-        (Test("dpo", "all", "report_f1"),),
+        (Prediction("dpo", "all", "report_f1"),),
         "GREEN needs a model of 7B: label-F1 stands in for it.",
     ),
     Claim(
         "c2", MU2, "What DPO gains is seen by measures that nobody optimised.",
         _all_against(("dpo",), "all", "image_dependence", "changed_finding"),
     ),
-    Claim("c3", OURS, "GRPO from the same start lifts the judge's score.", (Test("grpo", "all", "report_f1"),)),
+    Claim("c3", OURS, "GRPO from the same start lifts the judge's score.", (Prediction("grpo", "all", "report_f1"),)),
     Claim(
         "d1", NEGATIVE, "Gaussian negatives raise Coverage and cost Accuracy.",
         (
-            *(Test(f"{c}_gauss", f"{c}_origin", "coverage") for c in ("low", "high")),
-            *(Test(f"{c}_gauss", f"{c}_origin", "accuracy", "lower") for c in ("low", "high")),
+            *(Prediction(f"{c}_gauss", f"{c}_origin", "coverage") for c in ("low", "high")),
+            *(Prediction(f"{c}_gauss", f"{c}_origin", "accuracy", "lower") for c in ("low", "high")),
         ),
     ),
     Claim(
         "d2", NEGATIVE, "Negatives of heterogeneous cases raise Coverage and Accuracy.",
-        tuple(Test(f"{c}_heter", f"{c}_origin", m) for c in ("low", "high") for m in ("coverage", "accuracy")),
+        tuple(Prediction(f"{c}_heter", f"{c}_origin", m) for c in ("low", "high") for m in ("coverage", "accuracy")),
     ),
     Claim(
         "d3", NEGATIVE, "Negatives make the model look at the image, most where reports can be written without.",
         tuple(
-            Test(f"high_{arm}", "high_origin", "image_dependence")
+            Prediction(f"high_{arm}", "high_origin", "image_dependence")
             for arm in ("gauss", "heter", "heter_balanced", "hard")
         ),
         "The balanced draw is our default: the paper's draw uses few volumes as negatives of almost all.",
     ),
     Claim(
         "d4", NEGATIVE, "Too large a beta makes reports short.",
-        tuple(Test(f"{c}_gauss_0.2", f"{c}_origin", "words", "lower") for c in ("low", "high")),
+        tuple(Prediction(f"{c}_gauss_0.2", f"{c}_origin", "words", "lower") for c in ("low", "high")),
     ),
     Claim(
         "e1", TWO_STAGE, "Aligning first, then tuning, is better than one stage of the same length.",
@@ -177,13 +168,13 @@ def judge(claim: Claim, result: Mapping[str, Any]) -> dict[str, str]:
     return {"answer": answer, "measured": " ".join(measured)}
 
 
-def describe(result: Mapping[str, Any], test: Test, found: Mapping[str, Any]) -> str:
+def describe(result: Mapping[str, Any], test: Prediction, found: Mapping[str, Any]) -> str:
     """Say one difference in a sentence."""
     rows = result["rows"]
     mine, theirs = (rows[name]["measures"][test.measure]["mean"] for name in (test.row, test.against))
     digits = 1 if test.measure == "words" else 3
     title, other = rows[test.row]["title"], rows[test.against]["title"]
     return (
-        f"{NAMES.get(test.measure, test.measure)}, {title} {mine:.{digits}f}, {other} {theirs:.{digits}f}: "
+        f"{MEASURE_TITLES[test.measure]}, {title} {mine:.{digits}f}, {other} {theirs:.{digits}f}: "
         f"{found['verdict']} ({found['difference']:+.{digits}f})."
     )

@@ -246,7 +246,8 @@ def choices(ground: Ground) -> list[dict[str, Any]]:
 
 def judge_note(row: Row, differences: Mapping[str, Any]) -> str:
     """Say where only the judge that a row was optimised for gained."""
-    if row.judged_by is None or differences[row.judged_by]["verdict"] != "higher":
+    judge = differences.get(row.judged_by or "")
+    if judge is None or judge["verdict"] != "higher":
         return ""
     gained = [name for name in UNOPTIMISED if differences.get(name, {}).get("verdict") == "higher"]
     return "" if gained else "a gain in the optimised judge alone"

@@ -195,28 +195,32 @@ class Ground:
     # --------------------------------------------------------------------------------------------------- the lookup
 
     def lookup(self, corpus: str) -> list[str]:
-        """Answer test studies, then pairs, with a training report: probe on the tower, then nearest by labels."""
+        """Answer test studies, then pairs, by [`look_up`]."""
         corpus = corpus.removesuffix("_published")
         path = self.out / "lookup" / f"{corpus}.json"
         if not path.exists():
-            train, test = (open_split(self.folder(corpus), split) for split in ("train", "test"))
-            truth = np.array([[row[name] for name in LABELS] for row in train["labels"]], dtype=float)
-            asked = [test.select_columns(["images", "patient_id"])]
+            studies = [open_split(self.folder(corpus), "test")]
             if not corpus.startswith("scans"):
-                asked.append(self.pairs().select_columns(["images", "patient_id"]))
-            studies = concatenate_datasets(asked)
-            probe = fit_label_probe(self.pooled(train), truth, patients=train["patient_id"])
-            texts = nearest_reports(
-                probe.probabilities(self.pooled(studies)),
-                [completion[0]["content"] for completion in train["completion"]],
-                truth,
-                patients=studies["patient_id"],
-                training_patients=train["patient_id"],
-            )
+                studies.append(self.pairs())
+            asked = [rows.select_columns(["images", "patient_id"]) for rows in studies]
+            texts = self.look_up(corpus, concatenate_datasets(asked))
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(path, json.dumps(texts))
         found: list[str] = json.loads(path.read_text())
         return found
+
+    def look_up(self, corpus: str, studies: Dataset) -> list[str]:
+        """Answer studies with training reports: a linear probe on the frozen tower, then the nearest by its labels."""
+        train = open_split(self.folder(corpus), "train")
+        truth = np.array([[row[name] for name in LABELS] for row in train["labels"]], dtype=float)
+        probe = fit_label_probe(self.pooled(train), truth, patients=train["patient_id"])
+        return nearest_reports(
+            probe.probabilities(self.pooled(studies)),
+            [completion[0]["content"] for completion in train["completion"]],
+            truth,
+            patients=studies["patient_id"],
+            training_patients=train["patient_id"],
+        )
 
     def pooled(self, dataset: Dataset) -> np.ndarray:
         """Mean and maximum of the patches that hold anatomy, per study."""

@@ -64,6 +64,8 @@ def write_page(result: dict[str, Any], path: str | Path) -> None:
         *_letters(result),
         "## Differences",
         *_differences(result),
+        "## How settings were chosen",
+        *_choices(result),
         "## What was not run",
         _not_run(result),
     ]
@@ -289,6 +291,26 @@ def _differences(result: dict[str, Any]) -> list[str]:
         )
         parts.append(f"{summary}\n\n{_table(heads, lines)}\n\n</details>")
     return parts
+
+
+def _choices(result: dict[str, Any]) -> list[str]:
+    """Say what validation studies were asked; the test studies are read once, by the reports above."""
+    found = result.get("choices")
+    if not found:
+        return ["No validation loss is there yet."]
+    rates = sorted({each["learning_rate"] for each in found})
+    losses = {(each["row"], each["learning_rate"]): each["validation_loss"] for each in found}
+    lines = [
+        [title, *(number(losses.get((name, rate))) for rate in rates)]
+        for name, title in (("all", "all of mu2"), ("baseline", "baseline (LinVT)"))
+    ]
+    taken = result["protocol"]["learning_rate"]
+    return [
+        f"Loss of the validation studies on the first seed, by learning rate; {taken:g} was taken for every row that "
+        "starts from a fresh tokenizer. The rates of the other rows are those of the demonstrations, and were not "
+        "chosen on this data.",
+        _table(["row", *(f"{rate:g}" for rate in rates)], lines),
+    ]
 
 
 def _not_run(result: dict[str, Any]) -> str:

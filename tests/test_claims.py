@@ -1,0 +1,168 @@
+"""The grid of claims: rows that differ in one thing, verdicts that need two intervals, runs that continue."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from benchmarks.claims.claims import CLAIMS, Claim, Prediction, judge
+from benchmarks.claims.collect import choices, collect, describe, judge_note, seed_interval
+from benchmarks.claims.ground import Ground
+from benchmarks.claims.measure import MEASURES
+from benchmarks.claims.rows import ROWS, SEEDS, TINY
+from benchmarks.claims.run import order_of_runs, recipe, run_folder, run_row
+
+SMALL = replace(
+    TINY, name="small", train=12, validation=4, test=4, pairs=1, epochs=1, preference_studies=3, online_steps=1,
+    negative_train=8, negative_test=3, scan_train=5, scan_test=5,
+)  # fmt: skip
+
+
+def test_every_claim_compares_rows_that_are_compared_in_a_measure_that_is_measured():
+    for claim in CLAIMS:
+        assert bool(claim.tests) != bool(claim.untestable), claim.id
+        for test in claim.tests:
+            assert ROWS[test.row].against == test.against and test.measure in MEASURES, claim.id
+
+
+def test_rows_of_the_ablation_are_one_field_from_the_row_they_are_compared_with(tmp_path):
+    ground = Ground(tmp_path, TINY)
+    for name in ("rpe", "dts", "dmtp", "published_refiner", "bias_1d", "published_gate", "not_kept_apart"):
+        row = ROWS[name]
+        mine, theirs = (recipe(ground, each, 0, None, tmp_path) for each in (row, ROWS[row.against]))
+        fields, others = (each.pop("init")["tokenizer_config"] for each in (mine, theirs))
+        assert mine == theirs
+        from_default = {"position": "3d", "selection": "soft", "pooling": "gated"}
+        fields, others = from_default | fields, from_default | others
+        assert len(set(fields.items()) ^ set(others.items())) <= 2
+
+
+def test_a_start_is_run_before_what_starts_from_it_and_a_choice_on_one_seed():
+    runs = order_of_runs(["dpo", "all_rate_0.0005"], SEEDS)
+    assert runs.index(("all", 2)) < runs.index(("dpo", 0))
+    assert [run for run in runs if run[0] == "all_rate_0.0005"] == [("all_rate_0.0005", 0)]
+
+
+def test_a_difference_inside_the_spread_of_seeds_is_no_difference():
+    noisy = np.array([0.40, 0.50, 0.45]), np.array([0.35, 0.47, 0.42])
+    low, high = seed_interval(*noisy, is_paired=False)
+    assert low < 0 < high
+    assert describe(0.037, low, high, 0.01, 0.06)["verdict"] == "no difference"
+    steady = np.array([0.50, 0.51, 0.505]), np.array([0.40, 0.41, 0.402])
+    low, high = seed_interval(*steady, is_paired=False)
+    assert low > 0
+    assert describe(0.1, low, high, 0.05, 0.15)["verdict"] == "higher"
+    assert describe(0.1, low, high, -0.01, 0.2)["verdict"] == "no difference"
+    assert describe(-0.1, -high, -low, -0.15, -0.05)["verdict"] == "lower"
+
+
+def test_one_seed_says_nothing_about_seeds():
+    low, high = seed_interval(np.array([0.5]), np.array([0.1]), is_paired=False)
+    found = describe(0.4, low, high, 0.3, 0.5)
+    assert found["verdict"] == "no difference" and found["seed_low"] is None
+
+
+def test_the_seed_interval_is_students_t():
+    first, second = np.array([1.0, 2.0, 4.0]), np.array([0.5, 1.0, 2.0])
+    scipy_stats = pytest.importorskip("scipy.stats")
+    expected = scipy_stats.ttest_ind(first, second).confidence_interval()
+    assert seed_interval(first, second, is_paired=False) == pytest.approx(tuple(expected))
+    expected = scipy_stats.ttest_rel(first, second).confidence_interval()
+    assert seed_interval(first, second, is_paired=True) == pytest.approx(tuple(expected))
+
+
+def result_of(**verdicts: str) -> dict:
+    """A result in which rows a, b differ from base as said."""
+    measures = {"macro_f1": {"mean": 0.4}}
+    rows = {"base": {"title": "base", "against": None, "measures": measures, "differences": {}}}
+    for name, verdict in verdicts.items():
+        differences = {"macro_f1": {"verdict": verdict, "difference": 0.1}}
+        rows[name] = {"title": name, "against": "base", "measures": measures, "differences": differences}
+    return {"rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "answer"),
+    [
+        ({"a": "higher", "b": "higher"}, "holds"),
+        ({"a": "higher", "b": "no difference"}, "partly"),
+        ({"a": "higher", "b": "lower"}, "partly"),
+        ({"a": "no difference", "b": "no difference"}, "no difference"),
+        ({"a": "lower", "b": "no difference"}, "does not hold"),
+    ],
+)
+def test_an_answer_follows_from_verdicts(verdicts, answer):
+    claim = Claim("x", "paper", "claim", tuple(Prediction(name, "base", "macro_f1") for name in verdicts))
+    assert judge(claim, result_of(**verdicts))["answer"] == answer
+
+
+def test_a_claim_whose_rows_were_not_run_has_no_answer():
+    claim = Claim("x", "paper", "claim", (Prediction("a", "base", "macro_f1"),))
+    result = result_of(a="higher")
+    result["rows"]["a"]["differences"] = {}
+    assert judge(claim, result)["answer"] == "not run"
+
+
+def test_a_gain_that_only_the_judge_sees_is_said_to_be_one():
+    gain, none = {"verdict": "higher"}, {"verdict": "no difference"}
+    assert (
+        judge_note(ROWS["dpo"], {"report_f1": gain, "unique": none}) == "a gain in the optimised judge alone"
+    )
+    assert judge_note(ROWS["dpo"], {"report_f1": gain, "image_dependence": gain}) == ""
+    assert judge_note(ROWS["dpo"], {"report_f1": none}) == ""
+    assert judge_note(ROWS["rpe"], {"report_f1": gain}) == ""
+
+
+@pytest.mark.slow
+def test_rows_of_every_objective_end_in_measures_and_are_not_run_again(tmp_path):
+    ground = Ground(tmp_path, SMALL)
+    names = [
+        "all",
+        "two_stage",
+        "dpo",
+        "grpo",
+        "low_gauss",
+        "low_heter_balanced",
+        "scans_ours",
+        "scans_published",
+    ]
+    names += ["all_rate_0.0005"]
+    runs = order_of_runs(names, (0,))
+    ground.prepare({ROWS[name].corpus for name, _ in runs} | {"ordinary"})
+    for name, seed in runs:
+        run_row(ground, ROWS[name], seed)
+    stamps = {run: (run_folder(ground, *run) / "done.json").stat().st_mtime_ns for run in runs}
+    for name, seed in runs:
+        run_row(ground, ROWS[name], seed)
+    assert stamps == {run: (run_folder(ground, *run) / "done.json").stat().st_mtime_ns for run in runs}
+    result = json.loads(json.dumps(collect(ground, {"device": "here"})))
+    for name in names[:-1]:
+        row = result["rows"][name]
+        assert row["seeds"] == [0] and row["measures"]["image_dependence"]["mean"] is not None
+        assert row["measures"]["macro_f1"]["low"] <= row["measures"]["macro_f1"]["high"]
+    assert result["rows"]["dpo"]["differences"]["macro_f1"]["verdict"] == "no difference"  # one seed
+    assert {each["learning_rate"] for each in choices(ground)} == {5e-4, 1e-3}
+    assert result["floors"]["ordinary"]["lookup"]["macro_f1"] is not None
+
+
+def test_a_run_that_was_cut_off_is_begun_again(tmp_path, monkeypatch):
+    from benchmarks.claims import run
+
+    ground, row = Ground(tmp_path, SMALL), ROWS["all_rate_0.0005"]
+    begun = []
+
+    def train(ground, row, seed, folder):
+        begun.append(seed)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        (folder / "model").mkdir()
+        (folder / "model" / "run.json").write_text('{"evaluation": {"eval_loss": 0.5}}')
+        return folder / "model"
+
+    monkeypatch.setattr(run, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        run_row(ground, row, 0)
+    run_row(ground, row, 0)
+    run_row(ground, row, 0)
+    assert begun == [0, 0]
+    assert json.loads((run_folder(ground, row.name, 0) / "done.json").read_text())["validation_loss"] == 0.5
