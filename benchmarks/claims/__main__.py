@@ -31,7 +31,7 @@ from .figures import draw_example, draw_strip
 from .ground import Ground
 from .page import write_page
 from .rows import LARGE, ROWS, SEEDS, TINY
-from .run import order_of_runs, run_folder, run_row
+from .run import order_of_runs, run_folder, run_one, start_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_ROW = "all"
@@ -101,17 +101,6 @@ def run_all(ground: Ground, todo: list[tuple[str, int]], jobs: int) -> None:
                 seconds = future.result()
                 tqdm.write(f"{name}, seed {seed}: {seconds:.0f} s")
                 bar.update()
-
-
-def start_worker(threads: int) -> None:
-    torch.set_num_threads(threads)
-
-
-def run_one(ground: Ground, name: str, seed: int) -> float:
-    """Do one run in a worker; return its seconds."""
-    began = time.perf_counter()
-    run_row(ground, ROWS[name], seed)
-    return time.perf_counter() - began
 
 
 def read_commit() -> str:

@@ -45,6 +45,18 @@ def run_folder(ground: Ground, row: str, seed: int) -> Path:
     return ground.out / "runs" / row / str(seed)
 
 
+def start_worker(threads: int) -> None:
+    """Share the cores out between processes that run rows."""
+    torch.set_num_threads(threads)
+
+
+def run_one(ground: Ground, name: str, seed: int) -> float:
+    """Do one run in a worker; return its seconds."""
+    began = time.perf_counter()
+    run_row(ground, ROWS[name], seed)
+    return time.perf_counter() - began
+
+
 def run_row(ground: Ground, row: Row, seed: int) -> None:
     """Train, write reports and count what scores are made of."""
     folder = run_folder(ground, row.name, seed)
