@@ -215,7 +215,7 @@ class Ground:
         truth = np.array([[row[name] for name in LABELS] for row in train["labels"]], dtype=float)
         probe = fit_label_probe(self.pooled(train), truth, patients=train["patient_id"])
         return nearest_reports(
-            probe.probabilities(self.pooled(studies)),
+            probe.labels(self.pooled(studies)),
             [completion[0]["content"] for completion in train["completion"]],
             truth,
             patients=studies["patient_id"],

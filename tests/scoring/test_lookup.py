@@ -50,6 +50,54 @@ def test_probabilities_are_calibrated_on_average(probe):
     np.testing.assert_allclose(probe.probabilities(features).mean(0), labels.mean(0), atol=0.06)
 
 
+def weakly_told(studies: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make labels of several rates that the features tell to some degree."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(studies, 20))
+    latent = features[:, :5] + 1.5 * rng.normal(size=(studies, 5))
+    return features, (latent > np.sqrt(3.25) * np.array([1.6, 1.2, 0.7, 0.0, -1.0])).astype(float)
+
+
+def test_new_studies_are_given_each_label_as_often_as_training_studies_have_it():
+    """At 0.5, a label that features tell weakly is given to hardly anyone, or to nearly all."""
+    features, labels = weakly_told(600, seed=5)
+    probe = fit_label_probe(features, labels)
+    new, true = weakly_told(4000, seed=6)
+    given, share = probe.labels(new), labels.mean(0)
+    assert np.isin(given, (0, 1)).all() and (probe.strengths > 0).all()
+    np.testing.assert_allclose(given.mean(0), share, atol=0.05)
+    halved = (probe.probabilities(new) > 0.5).mean(0)
+    assert halved[0] < share[0] / 3 and halved[4] > share[4] + 0.05
+    assert (true * given).sum(0)[0] > 3 * (true * (probe.probabilities(new) > 0.5)).sum(0)[0]
+
+
+def test_a_rare_label_that_stands_apart_is_given_below_even_odds():
+    """Among many features and few studies the penalty keeps probabilities low, though the ranking is right."""
+    rng = np.random.default_rng(8)
+
+    def draw(studies: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = (np.arange(studies) % 20 == 0).astype(float)[:, None]
+        return rng.normal(size=(studies, 300)) + 0.4 * labels, labels
+
+    probe, (features, labels) = fit_label_probe(*draw(120)), draw(400)
+    rare, given = labels[:, 0] == 1, probe.labels(features)[:, 0] == 1
+    assert (probe.probabilities(features)[rare] < 0.5).all()
+    assert given[rare].mean() > 0.8 and given[~rare].mean() < 0.05
+
+
+@pytest.mark.parametrize("rate", (0.3, 0.7))
+def test_the_majority_is_given_where_the_base_rate_stands_in(rate):
+    labels = (np.arange(40) < 40 * rate).astype(float)[:, None]
+    patients = [
+        f"p{int(has)}" for has in labels[:, 0]
+    ]  # one has the label, one lacks it: nobody can be held out
+    probe = fit_label_probe(
+        np.ones((40, 3)), np.hstack([labels, 0 * labels, 0 * labels + 1]), patients=patients
+    )
+    assert (probe.strengths == 0).all()
+    np.testing.assert_array_equal(probe.labels(np.ones((2, 3))), np.tile([rate > 0.5, 0, 1], (2, 1)))
+
+
 def test_units_of_the_features_do_not_matter():
     features, labels = planted(120)
     other = fit_label_probe(features * 1000 - 3, labels).probabilities(features * 1000 - 3)
@@ -71,8 +119,10 @@ def test_unknown_labels_are_left_out_and_labels_never_known_stay_unknown():
     features, labels = planted(200)
     labels[:, 4] = np.nan
     labels[100:, 0] = np.nan
-    probabilities = fit_label_probe(features, labels).probabilities(features)
+    found = fit_label_probe(features, labels)
+    probabilities = found.probabilities(features)
     assert np.isnan(probabilities[:, 4]).all() and not np.isnan(probabilities[:, :4]).any()
+    np.testing.assert_array_equal(np.isnan(found.labels(features)), np.isnan(probabilities))
     alone = fit_label_probe(features[:100], labels[:100, :1])
     assert alone.strengths[0] > 0
     assert area(probabilities[:100, 0], labels[:100, 0]) > 0.95
@@ -108,7 +158,7 @@ def test_the_seed_decides_the_folds_alone():
 def test_the_lookup_gives_every_study_a_report_with_its_findings(probe):
     features, labels = planted(200, seed=4)
     texts = [f"report {index}" for index in range(300)]
-    given = nearest_reports(probe.probabilities(features), texts, planted(300)[1])
+    given = nearest_reports(probe.labels(features), texts, planted(300)[1])
     found = planted(300)[1][[texts.index(text) for text in given]]
     assert (found[:, :2] == labels[:, :2]).mean() > 0.9
 

@@ -80,9 +80,9 @@ def nearest_by_labels(
 ) -> np.ndarray:
     """Find, for each study, the training report whose labels are nearest.
 
-    With the reference labels this is an oracle that knows every finding and copies a report; with the probabilities of
-    a classifier it is the lookup that a report generator has to beat. The distance is the expected number of labels
-    that differ; ties are drawn.
+    With the reference labels this is an oracle that knows every finding and copies a report; with those that a
+    classifier predicts it is the lookup that a report generator has to beat. The distance is the number of labels that
+    differ, of probabilities the expected one: low ones ask for a normal report. Ties are drawn.
 
     Args:
         labels (`np.ndarray` of shape `(studies, labels)`): Labels or probabilities, from 0 to 1; `nan` where unknown.

@@ -33,6 +33,8 @@ class LabelProbe:
         weights (`np.ndarray` of shape `(width, labels)`): Of standardised features; zeros where nothing is predicted.
         intercepts (`np.ndarray` of shape `(labels,)`): Infinite for labels that training always or never has.
         strengths (`np.ndarray` of shape `(labels,)`): One of `STRENGTHS`, 0 where the base rate stands in.
+        thresholds (`np.ndarray` of shape `(labels,)`): The probability above which as many held-out training studies
+            lie as have the label; 0.5 where the base rate stands in.
     """
 
     mean: np.ndarray
@@ -40,9 +42,26 @@ class LabelProbe:
     weights: np.ndarray
     intercepts: np.ndarray
     strengths: np.ndarray
+    thresholds: np.ndarray
+
+    def labels(self, features: np.ndarray) -> np.ndarray:
+        """Predict the labels of studies, each about as often as training studies have it.
+
+        A weak probe gives a rare label less than 0.5 even where it is the likeliest. Judged by 0.5, or looked up by the
+        probabilities themselves, a study with less for every label is nearest to a normal report.
+
+        Args:
+            features (`np.ndarray` of shape `(studies, width)`): Made as those of training.
+
+        Returns:
+            `np.ndarray` of shape `(studies, labels)`: 1 above `thresholds`, else 0; `nan` for labels that training
+            never knew. The majority, where the base rate stands in.
+        """
+        probabilities = self.probabilities(features)
+        return np.where(np.isnan(probabilities), np.nan, probabilities > self.thresholds)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Predict the labels of studies.
+        """Predict how likely the labels of studies are.
 
         Args:
             features (`np.ndarray` of shape `(studies, width)`): Made as those of training.
@@ -70,7 +89,8 @@ def fit_label_probe(
     """Fit a logistic regression per label, each with the penalty that cross-validation likes best.
 
     The measure is the log loss of held-out training studies. The base rate competes too, and stands in for labels
-    that nothing predicts better, or that fewer than two patients have or lack.
+    that nothing predicts better, or that fewer than two patients have or lack. The same held-out studies decide the
+    thresholds.
 
     Args:
         features (`np.ndarray` of shape `(studies, width)`): Of the training studies.
@@ -115,13 +135,14 @@ def fit_label_probe(
     for column in labels.T:
         known = ~np.isnan(column)
         fitted.append(_fit_label(rows[known], column[known], owners[known], num_folds, rng))
-    weights = np.stack([weight for weight, _, _ in fitted], axis=1)
+    weights, intercepts, strengths, thresholds = (np.stack(values, axis=-1) for values in zip(*fitted))
     return LabelProbe(
         mean=mean,
         scale=scale,
         weights=weights if basis is None else basis.T @ weights,
-        intercepts=np.array([intercept for _, intercept, _ in fitted]),
-        strengths=np.array([strength for _, _, strength in fitted]),
+        intercepts=intercepts,
+        strengths=strengths,
+        thresholds=thresholds,
     )
 
 
@@ -137,6 +158,8 @@ def answer_by_lookup(
     seed: int = 0,
 ) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Answer every study with the training report nearest by the labels that a probe predicts.
+
+    Each label is predicted about as often as training studies have it; see [`LabelProbe.labels`].
 
     Nobody is given a report of their own patient. Vectors of CT-RATE's reconstructions of a study are averaged.
 
@@ -184,7 +207,7 @@ def answer_by_lookup(
         np.stack([offered[report.study_id] for report in training]), labels, patients=owners, seed=seed
     )
     texts = nearest_reports(
-        probe.probabilities(np.stack(list(wanted.values()))),
+        probe.labels(np.stack(list(wanted.values()))),
         [report.text for report in training],
         labels,
         patients=asking,
@@ -229,12 +252,12 @@ def _training_labels(training: Sequence[Report], use_given_labels: bool) -> np.n
 
 def _fit_label(
     rows: np.ndarray, wanted: np.ndarray, owners: np.ndarray, num_folds: int, rng: np.random.Generator
-) -> tuple[np.ndarray, float, float]:
-    """Return weights, intercept and strength of one label."""
+) -> tuple[np.ndarray, float, float, float]:
+    """Return weights, intercept, strength and threshold of one label."""
     folds = _deal(wanted, owners, num_folds, rng)
     splits = [folds != fold for fold in range(folds.max(initial=0) + 1)]
     splits = [kept for kept in splits if not kept.all() and len(np.unique(wanted[kept])) == 2]
-    best = 0.0
+    best, threshold = 0.0, 0.5
     if splits:
         least = sum(
             _log_loss(np.full((~kept).sum(), _logit(wanted[kept].mean())), wanted[~kept]) for kept in splits
@@ -242,19 +265,25 @@ def _fit_label(
         models = [_regression() for _ in splits]
         worse = 0
         for strength in STRENGTHS:  # from the strongest penalty, each from where the one before ended
-            loss = 0.0
+            logits = np.empty(len(wanted))  # each study is held out once
             for kept, model in zip(splits, models):
                 model.set_params(C=strength).fit(rows[kept], wanted[kept])
-                loss += _log_loss(model.decision_function(rows[~kept]), wanted[~kept])
+                logits[~kept] = model.decision_function(rows[~kept])
+            loss = _log_loss(logits, wanted)
             worse = 0 if loss < least else worse + 1
             if loss < least:
-                best, least = strength, loss
+                best, least, threshold = strength, loss, _exceeded_by(_sigmoid(logits), int(wanted.sum()))
             elif best and worse == 2:  # weaker penalties only overfit more, and take the longest
                 break
     if best == 0.0:
-        return np.zeros(rows.shape[1]), _logit(wanted.mean()) if len(wanted) else float("nan"), 0.0
+        return np.zeros(rows.shape[1]), _logit(wanted.mean()) if len(wanted) else float("nan"), 0.0, threshold
     final = _regression().set_params(C=best).fit(rows, wanted)
-    return final.coef_[0], float(final.intercept_[0]), best
+    return final.coef_[0], float(final.intercept_[0]), best, threshold
+
+
+def _exceeded_by(values: np.ndarray, number: int) -> float:
+    """Return the value that `number` of the values exceed, midway between the two that it parts."""
+    return float(np.sort(values)[-number - 1 :][:2].mean())
 
 
 def _deal(wanted: np.ndarray, owners: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
