@@ -35,6 +35,7 @@ from .run import order_of_runs, run_folder, run_one, start_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_ROW = "all"
+SHOWN = ("macro_f1", "coverage", "crg", "rougeL", "changed_finding", "image_dependence")
 
 
 def main() -> None:
@@ -68,11 +69,12 @@ def main() -> None:
         run_all(ground, todo, jobs)
     result = collect(ground, provenance(jobs))
     replace_text(out / "claims.json", json.dumps(result, indent=1) + "\n")
-    show(result, names)
+    committed = read_committed(ground.protocol.name)
+    show(result, [name for name in names if not ROWS[name].is_choice], committed)
     if options.docs is not None:
         result["example"] = make_example(ground, rows_to_show(result))
         publish(result, options.docs)
-    print(cost(result, jobs))
+    print(cost(result, committed, jobs))
 
 
 def choose_rows(asked: list[str]) -> list[str]:
@@ -124,22 +126,23 @@ def provenance(jobs: int) -> dict[str, Any]:
     }
 
 
-def show(result: dict[str, Any], names: list[str]) -> None:
-    """Print the rows that were asked for, floors below."""
-    shown = ("macro_f1", "coverage", "crg", "rougeL", "changed_finding", "image_dependence")
-    print(f"{'':32}" + "".join(f"{name:>18}" for name in shown))
+def show(result: dict[str, Any], names: list[str], committed: dict[str, Any] | None) -> None:
+    """Print the rows that were asked for, below each what the committed page says of it, and the floors."""
+    print(f"{'':32}" + "".join(f"{name:>18}" for name in SHOWN))
     for name in names:
-        if ROWS[name].is_choice:
-            continue
-        row = result["rows"][name]
-        cells = [row["measures"].get(measure) for measure in shown]
-        print(f"{name:32}" + "".join(f"{_cell(cell):>18}" for cell in cells))
+        print(_line(name, result["rows"][name]))
+        if committed is not None and committed["rows"][name]["seeds"]:
+            print(_line("  as committed", committed["rows"][name]))
     for name, floor in next(iter(result["floors"].values()), {}).items():
-        cells = [floor.get(measure) for measure in shown]
+        cells = [floor.get(measure) for measure in SHOWN]
         print(
             f"{name:32}"
             + "".join(f"{'-' if cell is None else format(cell['value'], '.3f'):>18}" for cell in cells)
         )
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    return f"{name:32}" + "".join(f"{_cell(row['measures'].get(measure)):>18}" for measure in SHOWN)
 
 
 def _cell(cell: dict[str, Any] | None) -> str:
@@ -148,19 +151,26 @@ def _cell(cell: dict[str, Any] | None) -> str:
     return f"{cell['mean']:.3f}" + ("" if cell["spread"] is None else f" +- {cell['spread']:.3f}")
 
 
-def cost(result: dict[str, Any], jobs: int) -> str:
-    """Say what the whole grid costs, from what its runs took here, or else on the machine of the committed page."""
+def read_committed(protocol: str) -> dict[str, Any] | None:
+    """Read the results that the page was written from, if they are of this protocol."""
+    path = ROOT / "docs" / "results" / "claims.json"
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found["protocol"]["name"] == protocol else None
+
+
+def cost(result: dict[str, Any], committed: dict[str, Any] | None, jobs: int) -> str:
+    """Say what the whole grid costs: seconds per run taken here, and those of the committed page for the others."""
     seconds = {name: row["seconds"] for name, row in result["rows"].items() if row["seconds"]}
-    committed = ROOT / "docs" / "results" / "claims.json"
-    if committed.exists():
-        there = {name: row["seconds"] for name, row in json.loads(committed.read_text())["rows"].items()}
-        both = [name for name in seconds if there.get(name)]
-        scale = sum(seconds[name] for name in both) / sum(there[name] for name in both) if both else 1.0
-        seconds = {name: value * scale for name, value in there.items() if value} | seconds
-    known = sum(seconds.values()) / max(len(seconds), 1)
-    total = sum(seconds.get(name, known) * len(row.seeds) for name, row in ROWS.items())
+    if committed is not None:
+        there = {name: row["seconds"] for name, row in committed["rows"].items() if row["seconds"]}
+        both = [name for name in seconds if name in there]
+        pace = sum(seconds[name] for name in both) / sum(there[name] for name in both) if both else 1.0
+        seconds = {name: value * pace for name, value in there.items()} | seconds
+    usual = sum(seconds.values()) / max(len(seconds), 1)
     runs = sum(len(row.seeds) for row in ROWS.values())
-    minutes = total / 60 / jobs
+    minutes = sum(seconds.get(name, usual) * len(row.seeds) for name, row in ROWS.items()) / 60 / jobs
     return (
         f"The whole grid: {runs} runs, about {minutes:.0f} minutes like this (make claims ROWS=everything)."
     )
