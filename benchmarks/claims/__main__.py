@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def choose_rows(asked: list[str]) -> list[str]:
-    """Turn names, letters of claims and `all` into names of rows."""
+    """Turn names, letters of claims and `everything` into names of rows, in the order they were asked for."""
     letters = {row.claim for row in ROWS.values()}
     unknown = sorted(set(asked) - set(ROWS) - letters - {"everything"})
     if unknown:
@@ -86,12 +86,14 @@ def choose_rows(asked: list[str]) -> list[str]:
             f"Rows are {', '.join(ROWS)}; or the letters {', '.join(sorted(letters))} of claims; or `everything`, got "
             f"{', '.join(unknown)}."
         )
-    return [name for name, row in ROWS.items() if {"everything", name, row.claim} & set(asked)]
+    chosen = [name for each in asked for name, row in ROWS.items() if each in ("everything", name, row.claim)]
+    return list(dict.fromkeys(chosen))
 
 
 def run_all(ground: Ground, todo: list[tuple[str, int]], jobs: int) -> None:
     """Run what others start from, then the rest; each process does one run after the other."""
-    stages = [[run for run in todo if (ROWS[run[0]].start is not None) is later] for later in (False, True)]
+    starts = {ROWS[name].start for name, _ in todo}
+    stages = [[run for run in todo if (run[0] in starts) is first] for first in (True, False)]
     threads = 1 if jobs > 1 else max(1, (os.cpu_count() or 1))
     with (
         ProcessPoolExecutor(jobs, get_context("spawn"), start_worker, (threads,)) as pool,

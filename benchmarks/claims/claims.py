@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .names import MEASURE_TITLES
+from .page import number
 
-MU2 = "mu2, https://huggingface.co/papers/2507.00316"
+MU2 = "[mu2](https://huggingface.co/papers/2507.00316)"
 NEGATIVE = "dual-path negative constraint, Gao and Zhao"
-TWO_STAGE = "two-stage fine-tuning, https://huggingface.co/papers/2312.01504"
+TWO_STAGE = "[two-stage fine-tuning](https://huggingface.co/papers/2312.01504)"
 OURS = "ours"
 
 
@@ -172,9 +173,8 @@ def describe(result: Mapping[str, Any], test: Prediction, found: Mapping[str, An
     """Say one difference in a sentence."""
     rows = result["rows"]
     mine, theirs = (rows[name]["measures"][test.measure]["mean"] for name in (test.row, test.against))
-    digits = 1 if test.measure == "words" else 3
     title, other = rows[test.row]["title"], rows[test.against]["title"]
     return (
-        f"{MEASURE_TITLES[test.measure]}, {title} {mine:.{digits}f}, {other} {theirs:.{digits}f}: "
-        f"{found['verdict']} ({found['difference']:+.{digits}f})."
+        f"{MEASURE_TITLES[test.measure]}: {title} {number(mine, test.measure)}, {other} "
+        f"{number(theirs, test.measure)}, {found['verdict']} ({number(found['difference'], test.measure, sign=True)})."
     )

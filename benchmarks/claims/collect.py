@@ -170,11 +170,12 @@ def floors(ground: Ground, corpus: str, references: References) -> dict[str, Any
     """Score what is written without a generator: three floors and the lookup."""
     train, test = (open_split(ground.folder(corpus), split) for split in ("train", "test"))
     texts = [completion[0]["content"] for completion in train["completion"]]
-    known, truth = (
-        np.array([[row[name] for name in LABELS] for row in rows["labels"]], dtype=float)
-        for rows in (train, test)
+    asked = [test] if corpus.startswith("scans") else [test, ground.pairs()]
+    known = np.array([[row[name] for name in LABELS] for row in train["labels"]], dtype=float)
+    truth = np.array(
+        [[row[name] for name in LABELS] for rows in asked for row in rows["labels"]], dtype=float
     )
-    owners, patients = train["patient_id"], test["patient_id"]
+    owners, patients = train["patient_id"], [patient for rows in asked for patient in rows["patient_id"]]
     written = {
         "constant_normal": constant_normal(texts, known, owners, patients),
         "random": random_reports(texts, owners, patients),

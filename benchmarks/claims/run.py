@@ -99,14 +99,14 @@ def train(ground: Ground, row: Row, seed: int, folder: Path) -> Path:
         path = folder / (f"recipe_{number}.yaml" if len(row.steps) > 1 else "recipe.yaml")
         replace_text(path, yaml.safe_dump(text, sort_keys=False))
         start = train_recipe(path)
-        for name in ("start", "noise", "completions"):
-            shutil.rmtree(out / name, ignore_errors=True)
+        for path in (out / "start", out / "noise", *out.glob("checkpoint-*")):
+            shutil.rmtree(path, ignore_errors=True)
     assert start is not None
     return start
 
 
 def validation_loss(checkpoint: Path) -> float | None:
-    """Return the loss of the validation studies after the last epoch, where the run evaluated."""
+    """Return the loss of the validation studies after the last step, where the run evaluated."""
     evaluation = json.loads((checkpoint / "run.json").read_text())["evaluation"]
     return evaluation.get("eval_loss")
 
@@ -133,12 +133,18 @@ def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -
         "bf16": True,
         "use_cpu": not torch.cuda.is_available(),
         "seed": seed,
-        "eval_strategy": "epoch",
+        "eval_strategy": "steps",
+        "eval_steps": 0.5,
         "save_strategy": "no",
         "logging_steps": 25,
         "report_to": "none",
         "output_dir": str(out),
     }
+    if row.share < 1:  # which few studies are soon known by heart
+        fields |= {
+            "eval_steps": 0.125, "save_strategy": "steps", "save_steps": 0.125, "save_total_limit": 1,
+            "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "monitor_studies": 2,
+        }  # fmt: skip
     if row.corpus != "ordinary" or row.steps[0].get("objective") in ("dpo", "grpo"):
         fields["eval_strategy"] = "no"  # nothing is chosen there
         del fields["max_eval_studies"]
@@ -242,8 +248,8 @@ def answer(model: Any, processor: Any, rows: Dataset, max_new_tokens: int) -> li
 
 
 def order_of_runs(names: list[str], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
-    """List runs so that starting points come first; a row whose start is not asked for brings it along."""
-    wanted = dict.fromkeys(names)
-    wanted |= dict.fromkeys(start for name in names if (start := ROWS[name].start) is not None)
-    ordered = sorted(wanted, key=lambda name: (ROWS[name].start is not None, list(ROWS).index(name)))
-    return [(name, seed) for name in ordered for seed in seeds if seed in ROWS[name].seeds]
+    """List the runs of rows in their order, what others start from first; a start nobody asked for comes along."""
+    starts = dict.fromkeys(start for name in names if (start := ROWS[name].start) is not None)
+    return [
+        (name, seed) for name in starts | dict.fromkeys(names) for seed in seeds if seed in ROWS[name].seeds
+    ]
