@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from benchmarks.claims.claims import CLAIMS, Claim, Prediction, judge
-from benchmarks.claims.collect import choices, collect, describe, judge_note, seed_interval
+from benchmarks.claims.collect import choices, collect, compare, describe, judge_note, seed_interval
 from benchmarks.claims.ground import Ground
 from benchmarks.claims.measure import MEASURES
 from benchmarks.claims.rows import ROWS, SEEDS, TINY
@@ -54,6 +55,30 @@ def test_a_difference_inside_the_spread_of_seeds_is_no_difference():
     assert describe(0.1, low, high, 0.05, 0.15)["verdict"] == "higher"
     assert describe(0.1, low, high, -0.01, 0.2)["verdict"] == "no difference"
     assert describe(-0.1, -high, -low, -0.15, -0.05)["verdict"] == "lower"
+
+
+def scored(row: str, **values: list[float]) -> SimpleNamespace:
+    """A row's values per seed, without any doubt about patients but for image dependence."""
+    found = {name: np.array(values.get(name, [np.nan])) for name in MEASURES}
+    draws = {name: np.full(100, each.mean()) for name, each in found.items()}
+    return SimpleNamespace(row=ROWS[row], seeds=list(SEEDS), values=found, draws=draws, dependence_error=0.01)
+
+
+def test_a_row_is_compared_seed_by_seed_with_what_it_started_from_and_in_what_both_have():
+    after, before = [0.52, 0.41, 0.62], [0.50, 0.40, 0.60]
+    macro_f1 = {name: scored(name, macro_f1=after) for name in ("dpo", "rpe")}
+    start = scored("all", macro_f1=before)
+    found = {name: compare(each, start) for name, each in macro_f1.items()}
+    assert list(found["dpo"]) == ["macro_f1"]
+    assert found["dpo"]["macro_f1"]["seed_low"] > -0.01 > found["rpe"]["macro_f1"]["seed_low"]
+
+
+def test_a_difference_in_image_dependence_is_not_surer_than_its_two_ends():
+    found = compare(
+        scored("dpo", image_dependence=[0.10, 0.10, 0.10]), scored("all", image_dependence=[0.08, 0.08, 0.08])
+    )["image_dependence"]
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * 0.01 * 2**0.5)
+    assert found["verdict"] == "no difference"
 
 
 def test_one_seed_says_nothing_about_seeds():

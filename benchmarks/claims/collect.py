@@ -32,6 +32,7 @@ from .run import run_folder
 
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
+NORMAL = 1.96  # standard errors to either side, for the same level
 
 
 class Scored:
@@ -55,9 +56,14 @@ class Scored:
         }
         self.values["image_dependence"] = np.array([fact["image_dependence"] for fact in self.facts])
         # Of the same studies on every seed, so that seeds do not narrow it.
-        error = np.mean([fact["image_dependence_se"] for fact in self.facts])
-        noise = np.random.default_rng(0).standard_normal(NUM_RESAMPLES)
-        self.draws["image_dependence"] = self.values["image_dependence"].mean() + error * noise
+        self.dependence_error = float(np.mean([fact["image_dependence_se"] for fact in self.facts]))
+
+    def over_patients(self, name: str) -> tuple[float, float]:
+        """95 % interval of the mean over seeds, over patients."""
+        if name == "image_dependence":
+            half = NORMAL * self.dependence_error
+            return self.values[name].mean() - half, self.values[name].mean() + half
+        return interval(self.draws[name], LEVEL)
 
     def to_dict(self) -> dict[str, Any]:
         """Lay out means, spread and intervals."""
@@ -67,7 +73,7 @@ class Scored:
             if np.isnan(values).any():
                 measures[name] = None
                 continue
-            low, high = interval(self.draws[name], LEVEL)
+            low, high = self.over_patients(name)
             measures[name] = {
                 "values": [round(float(value), 5) for value in values],
                 "mean": float(values.mean()),
@@ -119,10 +125,11 @@ def compare(first: Scored, second: Scored) -> dict[str, dict[str, Any]]:
             continue
         difference = float(mine.mean() - theirs.mean())
         seed_low, seed_high = seed_interval(mine, theirs, is_paired and first.seeds == second.seeds)
-        low, high = interval(first.draws[name] - second.draws[name], LEVEL)
-        if name == "image_dependence":  # two independent errors: the pairing of studies is not kept
-            half = (high - low) / 2
+        if name == "image_dependence":  # as if of other studies: who depends how far is not kept
+            half = NORMAL * math.hypot(first.dependence_error, second.dependence_error)
             low, high = difference - half, difference + half
+        else:
+            low, high = interval(first.draws[name] - second.draws[name], LEVEL)
         found[name] = describe(difference, seed_low, seed_high, low, high)
     return found
 
