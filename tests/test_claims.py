@@ -99,11 +99,21 @@ def test_the_seed_interval_is_students_t():
 def result_of(**verdicts: str) -> dict:
     """A result in which rows a, b differ from base as said."""
     measures = {"macro_f1": {"mean": 0.4}}
-    rows = {"base": {"title": "base", "against": None, "measures": measures, "differences": {}}}
+    rows = {
+        "base": {
+            "title": "base",
+            "against": None,
+            "corpus": "ordinary",
+            "measures": measures,
+            "differences": {},
+        }
+    }
     for name, verdict in verdicts.items():
         differences = {"macro_f1": {"verdict": verdict, "difference": 0.1}}
-        rows[name] = {"title": name, "against": "base", "measures": measures, "differences": differences}
-    return {"rows": rows}
+        rows[name] = {
+            "title": name, "against": "base", "corpus": "ordinary", "measures": measures, "differences": differences,
+        }  # fmt: skip
+    return {"rows": rows, "floors": {}}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +129,15 @@ def result_of(**verdicts: str) -> dict:
 def test_an_answer_follows_from_verdicts(verdicts, answer):
     claim = Claim("x", "paper", "claim", tuple(Prediction(name, "base", "macro_f1") for name in verdicts))
     assert judge(claim, result_of(**verdicts))["answer"] == answer
+
+
+def test_rows_that_know_no_more_than_a_random_report_tell_nothing():
+    claim = Claim("x", "paper", "claim", (Prediction("a", "base", "macro_f1"),))
+    result = result_of(a="no difference")
+    result["floors"] = {"ordinary": {"random": {"macro_f1": {"value": 0.45, "high": 0.5}}}}
+    assert judge(claim, result)["answer"] == "cannot be told at this size"
+    result["floors"]["ordinary"]["random"]["macro_f1"]["high"] = 0.3
+    assert judge(claim, result)["answer"] == "no difference"
 
 
 def test_a_claim_whose_rows_were_not_run_has_no_answer():

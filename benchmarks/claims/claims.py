@@ -158,7 +158,10 @@ def judge_claims(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def judge(claim: Claim, result: Mapping[str, Any]) -> dict[str, str]:
-    """Answer one claim: it holds where every test comes out as predicted, and fails where one comes out opposite."""
+    """Answer one claim: it holds where every test comes out as predicted, and fails where one comes out opposite.
+
+    Where two rows do not differ because neither has learned anything, nothing can be told.
+    """
     if not claim.tests:
         return {"answer": "cannot be tested here", "measured": claim.untestable}
     outcomes, measured = [], []
@@ -167,18 +170,38 @@ def judge(claim: Claim, result: Mapping[str, Any]) -> dict[str, str]:
         found = row["differences"].get(test.measure) if row["against"] == test.against else None
         if found is None:
             continue
-        outcomes.append("as predicted" if found["verdict"] == test.direction else found["verdict"])
-        measured.append(describe(result, test, found))
+        outcome = "as predicted" if found["verdict"] == test.direction else found["verdict"]
+        sentence = describe(result, test, found)
+        if outcome == "no difference" and is_unlearned(result, test):
+            outcome, sentence = "unlearned", f"{sentence} Neither beats a random report."
+        outcomes.append(outcome)
+        measured.append(sentence)
     if not outcomes:
         return {"answer": "not run", "measured": ""}
     agreeing = outcomes.count("as predicted")
+    if set(outcomes) == {"unlearned"}:
+        return {"answer": "cannot be told at this size", "measured": " ".join(measured)}
     if agreeing == len(claim.tests):
         answer = "holds"
-    elif any(outcome not in ("as predicted", "no difference") for outcome in outcomes):
+    elif any(outcome not in ("as predicted", "no difference", "unlearned") for outcome in outcomes):
         answer = "does not hold" if not agreeing else "partly"
     else:
         answer = "partly" if agreeing else "no difference"
     return {"answer": answer, "measured": " ".join(measured)}
+
+
+def is_unlearned(result: Mapping[str, Any], test: Prediction) -> bool:
+    """Whether both rows know no more than a report that was written without looking.
+
+    That is a score no higher than that of random reports, or image dependence whose interval reaches zero.
+    """
+    rows = [result["rows"][name] for name in (test.row, test.against)]
+    scores = [row["measures"][test.measure] for row in rows]
+    if test.measure == "image_dependence":
+        return all(score["low"] <= 0 for score in scores)
+    floors = result["floors"].get(rows[0]["corpus"].removesuffix("_published"), {})
+    floor = floors.get("random", {}).get(test.measure)
+    return floor is not None and all(score["mean"] <= floor["high"] for score in scores)
 
 
 def describe(result: Mapping[str, Any], test: Prediction, found: Mapping[str, Any]) -> str:
