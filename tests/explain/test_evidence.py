@@ -64,7 +64,7 @@ def test_likelihoods_are_those_of_the_model(reader):
 
 def test_the_parts_of_a_map_sum_to_what_sets_the_volume_apart(reader):
     forced = force_answer(reader, tiny_volume(), QUESTION, ANSWER)
-    parts = forced.integrated_gradients(num_steps=16).sum(dim=(1, 2))
+    parts = forced.integrated_gradients(num_steps=64).sum(dim=(1, 2))
     whole = forced.sentence_likelihoods(forced.vision_hidden_states)
     whole = whole - forced.sentence_likelihoods(forced.even_hidden_states())
     torch.testing.assert_close(parts, whole[0], rtol=1e-3, atol=1e-4)

@@ -264,8 +264,16 @@ def test_what_stands_out_ignores_padding_and_what_is_shared():
     padded[0, 6:] = 99.0
     found = stand_out(padded, mask)
     torch.testing.assert_close(found[0, :6], stand_out(tokens[:1, :6])[0])
-    torch.testing.assert_close(stand_out(5 * tokens + 7), stand_out(tokens), atol=1e-5, rtol=1e-4)
-    assert stand_out(tokens).square().mean().item() == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(stand_out(5 * tokens), stand_out(tokens), atol=1e-5, rtol=1e-4)
+    assert stand_out(tokens + 3).mean(dim=1).abs().max() < 1e-5
+    assert stand_out(tokens).square().mean().item() == pytest.approx(1, abs=0.02)
+    assert stand_out(tokens + 3).square().mean().item() == pytest.approx(1 / 1.1, abs=0.05)
+
+
+def test_what_is_faint_is_not_blown_up():
+    even, tokens = torch.ones(1, 9, 8), torch.randn(1, 9, 8)
+    sizes = [stand_out(even + share * tokens).norm().item() for share in (0.0, 1e-3, 1e-2, 0.1, 1.0)]
+    assert sizes == sorted(sizes) and sizes[0] == 0 and sizes[1] < 0.05 * sizes[-1]
 
 
 # DTS

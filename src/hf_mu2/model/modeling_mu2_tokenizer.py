@@ -107,8 +107,13 @@ class Mu2Attention(nn.Module):
         return attended if self.output is None else self.output(attended)
 
 
+# Of the tokens' energy: differences fainter than this are not blown up to unit variance. It also keeps the path from a
+# volume without differences to its own smooth, along which evidence integrates gradients.
+_FAINT = 0.01
+
+
 def stand_out(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Take from the tokens of a study what they share, and scale the rest to unit variance.
+    """Take from the tokens of a study what they share, and scale the rest to about unit variance.
 
     Most of a tower's output is the same at every patch. It moves no softmax over tokens, yet it takes up the scale at
     which scores start: slots and queries then read everything alike, and soft prompts are copies of one.
@@ -118,14 +123,14 @@ def stand_out(tokens: torch.Tensor, mask: torch.Tensor | None = None) -> torch.T
         mask (`torch.BoolTensor` of shape `(volumes, tokens)`, *optional*): Tokens of anatomy.
     """
     exact = tokens.float()
-    if mask is None:
-        rest = exact - exact.mean(dim=1, keepdim=True)
-        scale = rest.square().mean(dim=(1, 2), keepdim=True)
-    else:
-        weight = mask[:, :, None] / mask.sum(dim=1)[:, None, None]
-        rest = exact - (exact * weight).sum(dim=1, keepdim=True)
-        scale = (rest.square() * weight).sum(dim=1, keepdim=True).mean(dim=2, keepdim=True)
-    return (rest * (scale + 1e-5).rsqrt()).to(tokens.dtype)
+    count = exact.shape[1]
+    if mask is not None:
+        exact = exact.masked_fill(~mask[:, :, None], 0.0)
+        count = mask.sum(dim=1)[:, None, None]
+    shared = exact.sum(dim=1, keepdim=True) / count
+    energy = exact.square().sum(dim=1, keepdim=True).mean(dim=2, keepdim=True) / count
+    spread = energy - shared.square().mean(dim=2, keepdim=True)
+    return ((exact - shared) * (spread + _FAINT * energy + 1e-6).rsqrt()).to(tokens.dtype)
 
 
 # ------------------------------------------------------------------------- SVR: spatio-temporal visual token refiner
@@ -198,8 +203,10 @@ class SpatioTemporalRefiner(nn.Module):
     def __init__(self, config: Mu2TokenizerConfig):
         super().__init__()
         self.layers = nn.ModuleList(RefinerLayer(config) for _ in range(config.num_refiner_layers))
+        # What is added to every token alike moves no score of what stands out.
+        has_bias = not (config.keep_apart and config.selection == "soft" and config.select_from == "input")
         self.norm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=has_bias)
             if config.refiner == "residual"
             else None
         )
