@@ -14,7 +14,7 @@ from benchmarks.claims.rows import ROWS, SEEDS, TINY
 from benchmarks.claims.run import order_of_runs, recipe, run_folder, run_row
 
 SMALL = replace(
-    TINY, name="small", train=12, validation=4, test=4, pairs=1, epochs=1, preference_studies=3, online_steps=1,
+    TINY, name="small", train=24, validation=4, test=6, pairs=1, epochs=1, preference_studies=8, online_steps=1,
     negative_train=8, negative_test=3, scan_train=5, scan_test=5,
 )  # fmt: skip
 
