@@ -34,6 +34,7 @@ from hf_mu2.data.negatives_rows import DrawnVolumes, GivenVolumes, NegativeVolum
 from hf_mu2.data.nifti import save_nifti
 from hf_mu2.data.phantom import FIRST_SEED, make_pair, pair_labels, write_benchmark, write_pairs
 from hf_mu2.data.phantom.benchmark import RESOLUTIONS
+from hf_mu2.data.phantom.folder import open_split
 from hf_mu2.files import replace_text
 from hf_mu2.model.features_mu2 import is_features
 from hf_mu2.reporting.inference import generate_greedily
@@ -54,16 +55,6 @@ DEFAULT_ARMS = ARMS[:4]
 STAGE = Stage(None, 1.0, 1.0, "The tokenizer and the language model, from cached features.")
 SCORES = ("macro_f1", "coverage", "accuracy", "words", "unique", "paired_change")
 PAIR_SEED = FIRST_SEED["test"] + 10_000  # patients that the test split does not show
-
-
-def open_split(folder: Path, split: str) -> Dataset:
-    """Open a split of a phantom folder with paths in `images`."""
-    rows = []
-    for line in (folder / split / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        row["images"] = [str(folder / split / name) for name in row.pop("images_file_names")]
-        rows.append(row)
-    return Dataset.from_list(rows)
 
 
 def with_images(rows: Dataset, images: list[list[str]]) -> Dataset:

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from hf_mu2.data.phantom.folder import open_split
 from hf_mu2.scoring.floors import constant_normal, nearest_reports, random_reports
 from hf_mu2.scoring.labels import LABELS
 from hf_mu2.scoring.resampling import bootstrap, interval, total
 
 from .claims import judge_claims
-from .ground import Ground, open_split
+from .ground import Ground
 from .measure import MEASURES, UNOPTIMISED, References, pair_columns, pair_scores
 from .rows import ROWS, SEEDS, Row
 from .run import run_folder

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
 from hf_mu2.data.phantom import write_pairs
 from hf_mu2.data.phantom.benchmark import RESOLUTIONS
+from hf_mu2.data.phantom.folder import open_split
 from hf_mu2.files import replace_text
+from hf_mu2.reporting.inference import load_reader
 
-from .ground import PAIR_SEED, Ground, open_split
+from .ground import PAIR_SEED, Ground
 from .rows import SEEDS
 from .run import DEFAULT_NEW_TOKENS, answer, run_folder
 
@@ -34,9 +34,7 @@ def make_example(ground: Ground, rows: list[str]) -> dict[str, Any]:
     reports = {"lookup": ground.look_up("ordinary", pair)}
     for name in rows:
         checkpoint = run_folder(ground, name, SEEDS[0]) / "model"
-        model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
-        processor = AutoProcessor.from_pretrained(checkpoint)
-        reports[name] = answer(model, processor, ground.with_features(pair), DEFAULT_NEW_TOKENS)
+        reports[name] = answer(load_reader(checkpoint), ground.with_features(pair), DEFAULT_NEW_TOKENS)
     example = {
         "study_ids": list(pair["study_id"]),
         "seed": SEED,

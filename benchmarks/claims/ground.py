@@ -20,15 +20,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from hf_mu2 import embedded_checkpoint
 from hf_mu2.data.phantom import FIRST_SEED, write_benchmark, write_pairs, write_phantoms
 from hf_mu2.data.phantom.benchmark import RESOLUTIONS
+from hf_mu2.data.phantom.folder import open_split
 from hf_mu2.files import new_folder, replace_text
 from hf_mu2.hub.assemble import save_checkpoint
 from hf_mu2.model.features_mu2 import read_features
 from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.modeling_mu2 import Mu2ForConditionalGeneration
 from hf_mu2.reporting.pooling import pool_patches
-from hf_mu2.scoring.floors import nearest_reports
-from hf_mu2.scoring.labels import LABELS
-from hf_mu2.scoring.lookup import fit_label_probe
+from hf_mu2.scoring.lookup import answer_by_lookup
 from hf_mu2.training.features import cache_features
 
 from .rows import Protocol
@@ -37,16 +36,6 @@ SPACINGS_MM = (1, 2, 4, 6, 8)  # between slices, of claim f
 IN_PLANE_MM = 3.0
 SHORTCUTS = {"low": 0.0, "high": 0.7}
 PAIR_SEED = FIRST_SEED["test"] + 10_000  # patients that no test split shows
-
-
-def open_split(folder: Path, split: str) -> Dataset:
-    """Open a split of a phantom folder with paths in `images`."""
-    rows = []
-    for line in (folder / split / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        row["images"] = [str(folder / split / name) for name in row.pop("images_file_names")]
-        rows.append(row)
-    return Dataset.from_list(rows)
 
 
 @dataclass(frozen=True)
@@ -202,7 +191,7 @@ class Ground:
             studies = [open_split(self.folder(corpus), "test")]
             if not corpus.startswith("scans"):
                 studies.append(self.pairs())
-            asked = [rows.select_columns(["images", "patient_id"]) for rows in studies]
+            asked = [rows.select_columns(["images", "study_id", "patient_id"]) for rows in studies]
             texts = self.look_up(corpus, concatenate_datasets(asked))
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(path, json.dumps(texts))
@@ -212,15 +201,15 @@ class Ground:
     def look_up(self, corpus: str, studies: Dataset) -> list[str]:
         """Answer studies with training reports: a linear probe on the frozen tower, then the nearest by its labels."""
         train = open_split(self.folder(corpus), "train")
-        truth = np.array([[row[name] for name in LABELS] for row in train["labels"]], dtype=float)
-        probe = fit_label_probe(self.pooled(train), truth, patients=train["patient_id"])
-        return nearest_reports(
-            probe.labels(self.pooled(studies)),
-            [completion[0]["content"] for completion in train["completion"]],
-            truth,
-            patients=studies["patient_id"],
-            training_patients=train["patient_id"],
+        rows, _ = answer_by_lookup(
+            studies["study_id"],
+            self.pooled(studies),
+            train["study_id"],
+            self.pooled(train),
+            list(train.remove_columns("images")),
+            patients=list(studies.select_columns(["study_id", "patient_id"])),
         )
+        return [row["candidate"] for row in rows]
 
     def pooled(self, dataset: Dataset) -> np.ndarray:
         """Mean and maximum of the patches that hold anatomy, per study."""

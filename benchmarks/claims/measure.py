@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_mu2.data.phantom.folder import open_split
 from hf_mu2.files import replacing
 from hf_mu2.scoring.clinical import clinical_columns, clinical_scores
 from hf_mu2.scoring.findings import Findings, read_findings
@@ -22,7 +23,7 @@ from hf_mu2.scoring.labels import LABELS, label_reports
 from hf_mu2.scoring.lexical import LexicalScorer
 from hf_mu2.scoring.paired_change import paired_change
 
-from .ground import Ground, open_split
+from .ground import Ground
 
 if TYPE_CHECKING:
     from .rows import Row

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from hf_mu2.files import replace_text
@@ -27,7 +26,7 @@ from hf_mu2.model.volume_mu2 import OutOfDomainWarning
 from hf_mu2.preference.pairs import PairRules, make_pairs
 from hf_mu2.preference.sample import sample
 from hf_mu2.preference.score import score
-from hf_mu2.reporting.inference import generate_greedily, load_reader
+from hf_mu2.reporting.inference import Reader, load_reader
 from hf_mu2.reporting.studies import open_studies
 from hf_mu2.training.monitor import measure_image_dependence, order_by_findings
 from hf_mu2.training.recipe import train_recipe
@@ -206,44 +205,36 @@ def make_preferences(ground: Ground, start: Path, seed: int, folder: Path) -> Pa
 
 def write_reports(ground: Ground, row: Row, checkpoint: Path, folder: Path) -> dict[str, float]:
     """Report the test studies and the pairs, and measure how far answers depend on the volume."""
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    reader = load_reader(checkpoint)
     test = ground.rows(row.corpus, "test")
     groups = [test] if row.corpus.startswith("scans") else [test, ground.with_features(ground.pairs())]
     lines = []
     for rows in groups:
-        texts = answer(model, processor, rows, MAX_NEW_TOKENS.get(row.corpus, DEFAULT_NEW_TOKENS))
+        texts = answer(reader, rows, MAX_NEW_TOKENS.get(row.corpus, DEFAULT_NEW_TOKENS))
         lines += [
             {"study_id": study_id, "candidate": text} for study_id, text in zip(rows["study_id"], texts)
         ]
     replace_text(folder / "reports.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    collator = DataCollatorForVisionLanguageModeling(processor, max_length=1024, completion_only_loss=True)
+    collator = DataCollatorForVisionLanguageModeling(
+        reader.processor, max_length=1024, completion_only_loss=True
+    )
     order = order_by_findings([completion[0]["content"] for completion in test["completion"]])
     ordered = [test[index] for index in order][:: max(1, len(test) // DEPENDENCE_STUDIES)]
-    with torch.autocast(model.device.type, torch.bfloat16):
-        return measure_image_dependence(model, collator, ordered, 8)
+    with torch.autocast(reader.model.device.type, torch.bfloat16):
+        return measure_image_dependence(reader.model, collator, ordered, 8)
 
 
-def answer(model: Any, processor: Any, rows: Dataset, max_new_tokens: int) -> list[str]:
+def answer(reader: Reader, rows: Dataset, max_new_tokens: int) -> list[str]:
     """Write greedy reports."""
     texts = []
     for first in range(0, len(rows), BATCH):
-        batch = rows.select(range(first, min(first + BATCH, len(rows))))
-        conversations = [
-            [{"role": "user", "content": [*({"type": "image", "image": image} for image in row["images"]),
-                                          {"type": "text", "text": row["prompt"][-1]["content"]}]}]
-            for row in batch
-        ]  # fmt: skip
-        inputs = processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        ).to(model.device)
-        texts += [each.text for each in generate_greedily(model, processor, inputs, max_new_tokens)]
+        inputs = reader.prepare(
+            [
+                reader.processor.build_messages(row["images"], row["prompt"][-1]["content"])
+                for row in rows.select(range(first, min(first + BATCH, len(rows))))
+            ]
+        )
+        texts += [each.text for each in reader.answer(inputs, max_new_tokens)]
     return texts
 
 

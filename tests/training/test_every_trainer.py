@@ -81,7 +81,7 @@ def test_what_is_trained_moves_and_what_is_frozen_does_not(kind, name, checkpoin
     make_trainer(kind, model, processor, rows, tmp_path, stage).train()
     for key, value in model.named_parameters():
         is_trained = stage.rate(part_of(key)) is not None
-        if is_trained and ".pooling.gate.0." in key:
+        if kind == "dpo" and is_trained and ".pooling.gate.0." in key:
             continue  # behind a layer that starts at zero: its first steps may round away
         assert torch.equal(value.cpu(), before[key]) != is_trained, f"{key} in {name}"
 

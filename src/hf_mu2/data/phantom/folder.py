@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_mu2.files import replace_text
 
@@ -19,6 +19,9 @@ from ..nifti import save_nifti
 from .anatomy import stream
 from .generate import GENERATOR_VERSION, Phantom, check_spacing, make_phantom, spoil
 from .regions import BODY_REGIONS, body_region
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 NOTICE = "Synthetic CT only. Research use, not a medical device."
 VIEWS = ("sft", "preference")
@@ -159,6 +162,18 @@ def write_phantoms(
     else:
         rows = [_write_study(job) for job in jobs]
     return folder.close(rows)
+
+
+def open_split(folder: str | Path, split: str) -> "Dataset":
+    """Open a split of a folder of phantoms with the paths of the volumes in `images`."""
+    from datasets import Dataset
+
+    folder, rows = Path(folder) / split, []
+    for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        row["images"] = [str(folder / name) for name in row.pop("images_file_names")]
+        rows.append(row)
+    return Dataset.from_list(rows)
 
 
 def _write_study(job: tuple[PhantomFolder, int]) -> dict[str, Any]:
