@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -91,19 +91,22 @@ def choose_rows(asked: list[str]) -> list[str]:
 
 
 def run_all(ground: Ground, todo: list[tuple[str, int]], jobs: int) -> None:
-    """Run what others start from, then the rest; each process does one run after the other."""
-    starts = {ROWS[name].start for name, _ in todo}
-    stages = [[run for run in todo if (run[0] in starts) is first] for first in (True, False)]
+    """Run each as soon as what it starts from is there; each process does one run after the other."""
     threads = 1 if jobs > 1 else max(1, (os.cpu_count() or 1))
+    waiting, running = list(todo), dict[Future[float], tuple[str, int]]()
     with (
         ProcessPoolExecutor(jobs, get_context("spawn"), start_worker, (threads,)) as pool,
         tqdm(total=len(todo), unit=" runs", disable=None) as bar,
     ):
-        for stage in stages:
-            futures = [pool.submit(run_one, ground, *run) for run in stage]
-            for future, (name, seed) in zip(futures, stage):
-                seconds = future.result()
-                tqdm.write(f"{name}, seed {seed}: {seconds:.0f} s")
+        while waiting or running:
+            missing = {*waiting, *running.values()}
+            ready = [run for run in waiting if (ROWS[run[0]].start, run[1]) not in missing]
+            for run in ready[: jobs - len(running)]:
+                running[pool.submit(run_one, ground, *run)] = run
+                waiting.remove(run)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name, seed = running.pop(future)
+                tqdm.write(f"{name}, seed {seed}: {future.result():.0f} s")
                 bar.update()
 
 

@@ -178,7 +178,7 @@ def floors(ground: Ground, corpus: str, references: References) -> dict[str, Any
     """Score what is written without a generator: three floors and the lookup."""
     train, test = (open_split(ground.folder(corpus), split) for split in ("train", "test"))
     texts = [completion[0]["content"] for completion in train["completion"]]
-    asked = [test] if corpus.startswith("scans") else [test, ground.pairs()]
+    asked = [test, ground.pairs()]
     known = np.array([[row[name] for name in LABELS] for row in train["labels"]], dtype=float)
     truth = np.array(
         [[row[name] for name in LABELS] for rows in asked for row in rows["labels"]], dtype=float
@@ -194,9 +194,7 @@ def floors(ground: Ground, corpus: str, references: References) -> dict[str, Any
     }
     scored = {}
     for name, answers in written.items():
-        columns = references.columns(list(answers[: len(test)]))
-        if len(answers) > len(test):
-            columns |= pair_columns(ground, answers[len(test) :])
+        columns = references.columns(list(answers[: len(test)])) | pair_columns(ground, answers[len(test) :])
         scored[name] = score_columns(columns, references)
     return scored
 

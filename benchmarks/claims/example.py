@@ -34,7 +34,9 @@ def make_example(ground: Ground, rows: list[str]) -> dict[str, Any]:
     reports = {"lookup": ground.look_up("ordinary", pair)}
     for name in rows:
         checkpoint = run_folder(ground, name, SEEDS[0]) / "model"
-        reports[name] = answer(load_reader(checkpoint), ground.with_features(pair), DEFAULT_NEW_TOKENS)
+        reports[name] = answer(
+            load_reader(checkpoint), ground.with_features(pair, "ordinary"), DEFAULT_NEW_TOKENS
+        )
     example = {
         "study_ids": list(pair["study_id"]),
         "seed": SEED,

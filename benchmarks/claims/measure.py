@@ -98,8 +98,6 @@ def write_columns(ground: Ground, row: Row, folder: Path) -> None:
     texts = [json.loads(line)["candidate"] for line in lines]
     references = References(ground, row.corpus)
     count = len(references.texts)
-    columns = references.columns(texts[:count])
-    if texts[count:]:
-        columns |= pair_columns(ground, texts[count:])
+    columns = references.columns(texts[:count]) | pair_columns(ground, texts[count:])
     with replacing(folder / "columns.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **columns)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ from .ground import Ground
 from .measure import write_columns
 from .rows import ROWS, Row
 
-MAX_NEW_TOKENS = {"high": 760}  # reports of the others are shorter than this default
+MAX_NEW_TOKENS = {"high": 420}  # reports of the others are shorter than this default
 DEFAULT_NEW_TOKENS = 256
 DEPENDENCE_STUDIES = 100
 BATCH = 128  # small models: a step of 128 reports takes little longer than one of 16
@@ -112,7 +112,7 @@ def validation_loss(checkpoint: Path) -> float | None:
 
 def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -> dict[str, Any]:
     """Lay out the recipe that all rows share, with the sizes of the protocol."""
-    protocol, is_scans = ground.protocol, row.corpus.startswith("scans")
+    protocol = ground.protocol
     size = {"ordinary": protocol.train, "low": protocol.negative_train, "high": protocol.negative_train}
     studies = max(1, round(row.share * size.get(row.corpus, protocol.scan_train)))
     fields: dict[str, Any] = {
@@ -137,6 +137,7 @@ def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -
         "save_strategy": "no",
         "logging_steps": 25,
         "report_to": "none",
+        "cache_features": str(ground.features_folder),
         "output_dir": str(out),
     }
     if row.share < 1:  # which few studies are soon known by heart
@@ -147,8 +148,6 @@ def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -
     if row.corpus != "ordinary" or row.steps[0].get("objective") in ("dpo", "grpo"):
         fields["eval_strategy"] = "no"  # nothing is chosen there
         del fields["max_eval_studies"]
-    if not is_scans:
-        fields["cache_features"] = str(ground.features_folder)
     objective = row.steps[0].get("objective")
     if objective == "dpo":
         del fields["max_train_studies"]
@@ -169,7 +168,7 @@ def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -
         return {"model_name_or_path": str(start), **fields}
     init = {
         "language_model": "embedded",
-        "vision_tower": ground.tower(row.corpus),
+        "vision_tower": str(ground.checkpoint(row.corpus)),
         "preset": "tiny",
         "seed": seed,
         "tokenizer_config": {**protocol.tokenizer, **row.tokenizer},
@@ -207,7 +206,7 @@ def write_reports(ground: Ground, row: Row, checkpoint: Path, folder: Path) -> d
     """Report the test studies and the pairs, and measure how far answers depend on the volume."""
     reader = load_reader(checkpoint)
     test = ground.rows(row.corpus, "test")
-    groups = [test] if row.corpus.startswith("scans") else [test, ground.with_features(ground.pairs())]
+    groups = [test, ground.with_features(ground.pairs(), row.corpus)]
     lines = []
     for rows in groups:
         texts = answer(reader, rows, MAX_NEW_TOKENS.get(row.corpus, DEFAULT_NEW_TOKENS))
@@ -240,7 +239,11 @@ def answer(reader: Reader, rows: Dataset, max_new_tokens: int) -> list[str]:
 
 def order_of_runs(names: list[str], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
     """List the runs of rows in their order, what others start from first; a start nobody asked for comes along."""
-    starts = dict.fromkeys(start for name in names if (start := ROWS[name].start) is not None)
-    return [
-        (name, seed) for name in starts | dict.fromkeys(names) for seed in seeds if seed in ROWS[name].seeds
-    ]
+    ordered: dict[str, None] = {}
+    for is_start in (True, False):
+        for name in names:
+            chain = [name]
+            while (start := ROWS[chain[-1]].start) is not None:
+                chain.append(start)
+            ordered |= dict.fromkeys(reversed(chain[1:] if is_start else chain))
+    return [(name, seed) for name in ordered for seed in seeds if seed in ROWS[name].seeds]

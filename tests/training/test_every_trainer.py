@@ -22,6 +22,7 @@ COMMON = {
     "per_device_train_batch_size": 2,
     "learning_rate": 1e-2,
     "lr_scheduler_type": "constant",
+    "adam_epsilon": 1e-20,  # faint gradients move weights, too
     "report_to": "none",
     "use_cpu": True,
     "bf16": False,
@@ -81,8 +82,6 @@ def test_what_is_trained_moves_and_what_is_frozen_does_not(kind, name, checkpoin
     make_trainer(kind, model, processor, rows, tmp_path, stage).train()
     for key, value in model.named_parameters():
         is_trained = stage.rate(part_of(key)) is not None
-        if kind == "dpo" and is_trained and ".pooling.gate.0." in key:
-            continue  # behind a layer that starts at zero: its first steps may round away
         assert torch.equal(value.cpu(), before[key]) != is_trained, f"{key} in {name}"
 
 
