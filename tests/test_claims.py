@@ -6,12 +6,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from benchmarks.claims.claims import CLAIMS, Claim, Prediction, judge
 from benchmarks.claims.collect import choices, collect, compare, describe, judge_note, seed_interval
-from benchmarks.claims.ground import Ground
+from benchmarks.claims.ground import Ground, load
 from benchmarks.claims.measure import MEASURES
 from benchmarks.claims.rows import ROWS, SEEDS, TINY
-from benchmarks.claims.run import order_of_runs, recipe, run_folder, run_row
+from benchmarks.claims.run import order_of_runs, ready_runs, recipe, run_folder, run_row
+from benchmarks.claims.towers import read_one_channel, tune_tower
+
+from hf_mu2 import embedded_checkpoint
+from hf_mu2.data.phantom import write_phantoms
+from hf_mu2.data.phantom.folder import open_split
+from hf_mu2.training.features import vision_tower
 
 SMALL = replace(
     TINY, name="small", train=24, validation=4, test=6, pairs=1, epochs=1, preference_studies=8, online_steps=1,
@@ -42,6 +49,41 @@ def test_a_start_is_run_before_what_starts_from_it_and_a_choice_on_one_seed():
     runs = order_of_runs(["dpo", "all_rate_0.0005"], SEEDS)
     assert runs.index(("all", 2)) < runs.index(("dpo", 0))
     assert [run for run in runs if run[0] == "all_rate_0.0005"] == [("all_rate_0.0005", 0)]
+
+
+def test_a_run_waits_for_its_own_start_alone():
+    runs = order_of_runs(["dts", "low_gauss"], (0, 1))
+    assert runs[:4] == [("all", 0), ("all", 1), ("low_start", 0), ("low_start", 1)]
+    running, waiting = runs[:1], runs[1:]
+    assert ready_runs(waiting, running) == [("all", 1), ("dts", 0), ("dts", 1)]
+    running, waiting = [("all", 1)], [run for run in waiting if run != ("all", 1)]
+    assert ready_runs(waiting, running) == [("low_start", 0), ("dts", 0), ("dts", 1)]
+
+
+def test_the_tower_of_one_channel_sees_what_the_two_saw_also_with_its_axes_swapped():
+    model, processor = load(embedded_checkpoint())
+    vision = model.config.vision_config
+    depth, height, width = vision.frame_size
+    frames = torch.rand(1, 1, depth, height, width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        twice = vision_tower(model)(frames.repeat(1, 1, 2, 1, 1)).last_hidden_state
+        for mode, given in (("default", frames), ("official", frames.transpose(-1, -2))):
+            one, made = read_one_channel(model, processor, mode)
+            patches = vision_tower(one).eval()(given).last_hidden_state
+            if mode == "official":
+                patches = patches.unflatten(2, tuple(vision.grid)).transpose(3, 4).flatten(2, 4)
+            torch.testing.assert_close(patches, twice, atol=1e-4, rtol=1e-4)
+            assert made.image_processor.mode == mode
+
+
+def test_a_tower_is_tuned_to_tell_studies_apart(tmp_path):
+    folder = write_phantoms(tmp_path / "data", 8, spacing=(7.0, 9.0, 9.0))
+    train = open_split(folder, "train")
+    labels = torch.tensor([[float(row["Pleural effusion"]), 1.0] for row in train["labels"]])
+    model, processor = read_one_channel(*load(embedded_checkpoint()), "default")
+    images = [images[0] for images in train["images"]]
+    first = tune_tower(model, processor, images, labels, "cpu")
+    assert tune_tower(model, processor, images, labels, "cpu") < first
 
 
 def test_a_difference_inside_the_spread_of_seeds_is_no_difference():

@@ -31,7 +31,7 @@ from .figures import draw_example, draw_strip
 from .ground import Ground
 from .page import write_page
 from .rows import LARGE, ROWS, SEEDS, TINY
-from .run import order_of_runs, run_folder, run_one, start_worker
+from .run import order_of_runs, ready_runs, run_folder, run_one, start_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_ROW = "all"
@@ -99,9 +99,7 @@ def run_all(ground: Ground, todo: list[tuple[str, int]], jobs: int) -> None:
         tqdm(total=len(todo), unit=" runs", disable=None) as bar,
     ):
         while waiting or running:
-            missing = {*waiting, *running.values()}
-            ready = [run for run in waiting if (ROWS[run[0]].start, run[1]) not in missing]
-            for run in ready[: jobs - len(running)]:
+            for run in ready_runs(waiting, running.values())[: jobs - len(running)]:
                 running[pool.submit(run_one, ground, *run)] = run
                 waiting.remove(run)
             for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 import warnings
+from collections.abc import Collection
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -247,3 +248,11 @@ def order_of_runs(names: list[str], seeds: tuple[int, ...]) -> list[tuple[str, i
                 chain.append(start)
             ordered |= dict.fromkeys(reversed(chain[1:] if is_start else chain))
     return [(name, seed) for name in ordered for seed in seeds if seed in ROWS[name].seeds]
+
+
+def ready_runs(
+    waiting: Collection[tuple[str, int]], running: Collection[tuple[str, int]]
+) -> list[tuple[str, int]]:
+    """List the runs of `waiting`, in its order, whose start is neither waiting nor running."""
+    missing = {*waiting, *running}
+    return [(name, seed) for name, seed in waiting if (ROWS[name].start, seed) not in missing]
