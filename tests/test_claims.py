@@ -9,16 +9,17 @@ import pytest
 import torch
 from benchmarks.claims.claims import CLAIMS, Claim, Prediction, judge
 from benchmarks.claims.collect import choices, collect, compare, describe, judge_note, seed_interval
-from benchmarks.claims.ground import Ground, load
+from benchmarks.claims.ground import Ground
 from benchmarks.claims.measure import MEASURES
 from benchmarks.claims.rows import ROWS, SEEDS, TINY
 from benchmarks.claims.run import order_of_runs, ready_runs, recipe, run_folder, run_row
-from benchmarks.claims.towers import read_one_channel, tune_tower
+from benchmarks.claims.towers import write_one_channel
 
 from hf_mu2 import embedded_checkpoint
-from hf_mu2.data.phantom import write_phantoms
-from hf_mu2.data.phantom.folder import open_split
-from hf_mu2.training.features import vision_tower
+from hf_mu2.hub.assemble import load_vision_tower
+from hf_mu2.model.configuration_mu2 import Mu2VisionConfig
+from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
+from hf_mu2.model.modeling_mu2_vision import Mu2VisionModel
 
 SMALL = replace(
     TINY, name="small", train=24, validation=4, test=6, pairs=1, epochs=1, preference_studies=8, online_steps=1,
@@ -53,37 +54,28 @@ def test_a_start_is_run_before_what_starts_from_it_and_a_choice_on_one_seed():
 
 def test_a_run_waits_for_its_own_start_alone():
     runs = order_of_runs(["dts", "low_gauss"], (0, 1))
-    assert runs[:4] == [("all", 0), ("all", 1), ("low_start", 0), ("low_start", 1)]
-    running, waiting = runs[:1], runs[1:]
-    assert ready_runs(waiting, running) == [("all", 1), ("dts", 0), ("dts", 1)]
-    running, waiting = [("all", 1)], [run for run in waiting if run != ("all", 1)]
-    assert ready_runs(waiting, running) == [("low_start", 0), ("dts", 0), ("dts", 1)]
+    assert runs == [("all", 0), ("low_start", 0), ("dts", 0), ("dts", 1), ("low_gauss", 0), ("low_gauss", 1)]
+    assert ready_runs(runs[1:], runs[:1]) == [("dts", 0), ("dts", 1)]
+    assert ready_runs(runs[4:], runs[1:2]) == []  # all seeds start from the first
+    assert ready_runs(runs[4:], runs[2:4]) == runs[4:]
+    assert order_of_runs(["low_gauss"], (2,)) == [("all", 0), ("low_start", 0), ("low_gauss", 2)]
 
 
-def test_the_tower_of_one_channel_sees_what_the_two_saw_also_with_its_axes_swapped():
-    model, processor = load(embedded_checkpoint())
-    vision = model.config.vision_config
-    depth, height, width = vision.frame_size
-    frames = torch.rand(1, 1, depth, height, width, generator=torch.Generator().manual_seed(0))
+def test_the_tower_of_one_channel_sees_what_the_two_saw_also_with_its_axes_swapped(tmp_path):
+    fields, state, _ = load_vision_tower(embedded_checkpoint())
+    original = Mu2VisionModel(Mu2VisionConfig(**fields)).eval()
+    original.load_state_dict(state)
+    grid = tuple(original.config.grid)
+    frames = torch.rand(1, 1, *original.config.frame_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        twice = vision_tower(model)(frames.repeat(1, 1, 2, 1, 1)).last_hidden_state
+        expected = original(frames.repeat(1, 1, 2, 1, 1).flatten(1, 2)[None]).last_hidden_state
         for mode, given in (("default", frames), ("official", frames.transpose(-1, -2))):
-            one, made = read_one_channel(model, processor, mode)
-            patches = vision_tower(one).eval()(given).last_hidden_state
+            write_one_channel(tmp_path / mode, mode)
+            patches = Mu2VisionModel.from_pretrained(tmp_path / mode).eval()(given).last_hidden_state
             if mode == "official":
-                patches = patches.unflatten(2, tuple(vision.grid)).transpose(3, 4).flatten(2, 4)
-            torch.testing.assert_close(patches, twice, atol=1e-4, rtol=1e-4)
-            assert made.image_processor.mode == mode
-
-
-def test_a_tower_is_tuned_to_tell_studies_apart(tmp_path):
-    folder = write_phantoms(tmp_path / "data", 8, spacing=(7.0, 9.0, 9.0))
-    train = open_split(folder, "train")
-    labels = torch.tensor([[float(row["Pleural effusion"]), 1.0] for row in train["labels"]])
-    model, processor = read_one_channel(*load(embedded_checkpoint()), "default")
-    images = [images[0] for images in train["images"]]
-    first = tune_tower(model, processor, images, labels, "cpu")
-    assert tune_tower(model, processor, images, labels, "cpu") < first
+                patches = patches.unflatten(2, grid).transpose(3, 4).flatten(2, 4)
+            torch.testing.assert_close(patches, expected, atol=1e-4, rtol=1e-4)
+            assert Mu2ImageProcessor.from_pretrained(tmp_path / mode).mode == mode
 
 
 def test_a_difference_inside_the_spread_of_seeds_is_no_difference():

@@ -9,6 +9,7 @@ Everything there is kept, so that a killed grid continues.
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -23,17 +25,17 @@ from hf_mu2 import embedded_checkpoint
 from hf_mu2.data.phantom import FIRST_SEED, write_benchmark, write_pairs, write_phantoms
 from hf_mu2.data.phantom.benchmark import RESOLUTIONS
 from hf_mu2.data.phantom.folder import open_split
-from hf_mu2.files import new_folder, replace_text
-from hf_mu2.hub.assemble import save_checkpoint
+from hf_mu2.files import replace_text
+from hf_mu2.hub.assemble import assemble
 from hf_mu2.model.features_mu2 import read_features
 from hf_mu2.model.volume_mu2 import OutOfDomainWarning
 from hf_mu2.reporting.pooling import pool_patches
-from hf_mu2.scoring.labels import LABELS
 from hf_mu2.scoring.lookup import answer_by_lookup
 from hf_mu2.training.features import cache_features
+from hf_mu2.training.recipe import train_recipe
 
 from .rows import Protocol
-from .towers import read_one_channel, tune_tower
+from .towers import tower_recipe, write_one_channel
 
 SPACINGS_MM = (1, 2, 4, 6, 8)  # between slices, of claim f
 IN_PLANE_MM = 3.0
@@ -151,15 +153,13 @@ class Ground:
             return embedded_checkpoint()
         folder = self.out / "towers" / corpus
         if not folder.exists():
-            mode = "official" if corpus == "scans_published" else "default"
-            model, processor = read_one_channel(*load(embedded_checkpoint()), mode)
-            train = open_split(self.folder(corpus), "train")
-            labels = torch.tensor([[float(row[name]) for name in LABELS] for row in train["labels"]])
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            tune_tower(model, processor, [images[0] for images in train["images"]], labels, device)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with new_folder(folder) as partial:
-                save_checkpoint(model, processor, partial)
+            start, tuned = (self.out / "towers" / f"{corpus}_{name}" for name in ("start", "tuned"))
+            shutil.rmtree(tuned, ignore_errors=True)
+            write_one_channel(start, "official" if corpus == "scans_published" else "default")
+            path = start / "recipe.yaml"
+            text = tower_recipe(start, self.folder(corpus), self.protocol.scan_train, tuned)
+            replace_text(path, yaml.safe_dump(text, sort_keys=False))
+            assemble("embedded", folder, preset="tiny", vision_tower=train_recipe(path))
         return folder
 
     # --------------------------------------------------------------------------------------------------- the lookup

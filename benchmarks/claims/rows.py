@@ -76,6 +76,7 @@ class Row:
         prepare (`str`, *optional*): `"pairs"`: sample, score and pair candidates of the start first.
         judged_by (`str`, *optional*): The measure that the row was optimised for.
         is_choice (`bool`): Whether only the loss of validation studies is read, to choose a setting by.
+        is_shared (`bool`): Whether all seeds of what starts from it start from its first.
     """
 
     name: str
@@ -91,11 +92,12 @@ class Row:
     prepare: str | None = None
     judged_by: str | None = None
     is_choice: bool = False
+    is_shared: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One seed for a choice, else all."""
-        return SEEDS[:1] if self.is_choice else SEEDS
+        """One seed for a choice and for a shared start, else all."""
+        return SEEDS[:1] if self.is_choice or self.is_shared else SEEDS
 
 
 BASELINE = {"position": "absolute", "selection": "topk", "pooling": "fixed"}
@@ -198,10 +200,12 @@ def negative_constraint() -> list[Row]:
         words = "reports that say what is there" if corpus == "low" else "reports that are mostly template"
         start = f"{corpus}_start"
         learn = {"num_train_epochs": 5, "learning_rate": 5e-4}
-        title = f"start of the arms; shortcut {corpus}"
         rows.append(
-            Row(start, "d", title, f"SFT on {words}.", None, steps=(learn,), start="all", corpus=corpus)
-        )
+            Row(
+                start, "d", f"start of the arms; shortcut {corpus}", f"SFT on {words}; one for all seeds.",
+                steps=(learn,), start="all", corpus=corpus, is_shared=True,
+            )
+        )  # fmt: skip
         arms = [
             ("origin", "Origin", None, 0.0),
             ("gauss_0.05", "Gauss, beta .05", "gauss", 0.05),
@@ -276,3 +280,11 @@ ROWS: dict[str, Row] = {
     )
     for row in group
 }
+
+
+def start_of(name: str, seed: int) -> tuple[str, int] | None:
+    """Return the run that a run starts from, if any."""
+    start = ROWS[name].start
+    if start is None:
+        return None
+    return start, seed if seed in ROWS[start].seeds else ROWS[start].seeds[0]

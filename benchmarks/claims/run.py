@@ -34,7 +34,7 @@ from hf_mu2.training.recipe import train_recipe
 
 from .ground import Ground
 from .measure import write_columns
-from .rows import ROWS, Row
+from .rows import ROWS, Row, start_of
 
 MAX_NEW_TOKENS = {"high": 420}  # reports of the others are shorter than this default
 DEFAULT_NEW_TOKENS = 256
@@ -86,7 +86,8 @@ def run_row(ground: Ground, row: Row, seed: int) -> None:
 
 def train(ground: Ground, row: Row, seed: int, folder: Path) -> Path:
     """Train the recipes of a row one after the other; return the last checkpoint."""
-    start = None if row.start is None else run_folder(ground, row.start, seed) / "model"
+    before = start_of(row.name, seed)
+    start = None if before is None else run_folder(ground, *before) / "model"
     fields: dict[str, Any] = {}
     if row.prepare == "pairs":
         assert start is not None
@@ -143,7 +144,7 @@ def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -
     }
     if row.share < 1:  # which few studies are soon known by heart
         fields |= {
-            "eval_steps": 0.125, "save_strategy": "steps", "save_steps": 0.125, "save_total_limit": 1,
+            "eval_steps": 0.25, "save_strategy": "steps", "save_steps": 0.25, "save_total_limit": 1,
             "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "monitor_studies": 2,
         }  # fmt: skip
     if row.corpus != "ordinary" or row.steps[0].get("objective") in ("dpo", "grpo"):
@@ -240,14 +241,14 @@ def answer(reader: Reader, rows: Dataset, max_new_tokens: int) -> list[str]:
 
 def order_of_runs(names: list[str], seeds: tuple[int, ...]) -> list[tuple[str, int]]:
     """List the runs of rows in their order, what others start from first; a start nobody asked for comes along."""
-    ordered: dict[str, None] = {}
+    ordered: dict[tuple[str, int], None] = {}
     for is_start in (True, False):
-        for name in names:
-            chain = [name]
-            while (start := ROWS[chain[-1]].start) is not None:
+        for run in ((name, seed) for name in names for seed in ROWS[name].seeds if seed in seeds):
+            chain = [run]
+            while (start := start_of(*chain[-1])) is not None:
                 chain.append(start)
             ordered |= dict.fromkeys(reversed(chain[1:] if is_start else chain))
-    return [(name, seed) for name in ordered for seed in seeds if seed in ROWS[name].seeds]
+    return list(ordered)
 
 
 def ready_runs(
@@ -255,4 +256,4 @@ def ready_runs(
 ) -> list[tuple[str, int]]:
     """List the runs of `waiting`, in its order, whose start is neither waiting nor running."""
     missing = {*waiting, *running}
-    return [(name, seed) for name, seed in waiting if (ROWS[name].start, seed) not in missing]
+    return [run for run in waiting if start_of(*run) not in missing]

@@ -123,3 +123,27 @@ def test_the_saved_tower_starts_a_checkpoint(tmp_path):
     assert fields["hidden_size"] == 32 and processor is None
     tower = Mu2VisionModel.from_pretrained(tmp_path)
     assert all(torch.equal(value, state[name]) for name, value in tower.state_dict().items())
+
+
+def test_pretraining_goes_on_from_a_saved_tower_and_its_image_processor(tmp_path):
+    model, collator = assemble_tower(SMALL)
+    model.vision_tower.save_pretrained(tmp_path)
+    collator.image_processor.save_pretrained(tmp_path)
+    again, its = assemble_tower(
+        TowerArguments(vision_tower=str(tmp_path), preset="tiny", image_processor={"windows": [[-900, 300]]})
+    )
+    assert again.vision_tower.config.hidden_size == 32
+    for name, value in model.vision_tower.state_dict().items():
+        torch.testing.assert_close(again.vision_tower.state_dict()[name], value)
+    kept, replaced = collator.image_processor.to_dict(), its.image_processor.to_dict()
+    assert replaced.pop("windows") == [[-900, 300]] != kept.pop("windows")
+    assert replaced == kept
+
+
+def test_a_tower_to_go_on_from_keeps_its_sizes(tmp_path):
+    model, _ = assemble_tower(SMALL)
+    model.vision_tower.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Leave the sizes"):
+        assemble_tower(
+            TowerArguments(vision_tower=str(tmp_path), preset="tiny", vision_config={"hidden_size": 64})
+        )

@@ -130,16 +130,8 @@ def join(
     parts, head = model.model, lm.get_output_embeddings()
     is_same = isinstance(lm.base_model, type(parts.language_model)) and isinstance(head, nn.Linear)
     is_same = is_same and head.bias is None
-    parts.vision_tower = Mu2VisionModel._from_config(config.vision_config)
+    parts.vision_tower = make_vision_tower(config, tower_state)
     parts.mu2_tokenizer = Mu2Tokenizer._from_config(config.tokenizer_config)
-    if tower_state is not None:
-        try:
-            parts.vision_tower.load_state_dict(tower_state)
-        except RuntimeError as error:
-            raise ValueError(
-                f"The weights of the vision tower must fit its configuration, they do not: {error} Leave the sizes of "
-                "`vision_config` to the tower."
-            ) from error
     parts.vision_tower.to(lm.dtype)
     parts.mu2_tokenizer.to(lm.dtype)
     if is_same:
@@ -155,6 +147,24 @@ def join(
             f"`{lm.name_or_path}` ({type(lm).__name__}) is not. Use e.g. Llama, Qwen3, Phi-3, Mistral or SmolLM."
         )
     return model
+
+
+def make_vision_tower(config: Mu2Config, state: dict[str, torch.Tensor] | None = None) -> Mu2VisionModel:
+    """Make the vision tower of a configuration, fresh or with the weights of a state.
+
+    Raises:
+        ValueError: if the state is of another vision tower.
+    """
+    tower = Mu2VisionModel._from_config(config.vision_config)
+    if state is not None:
+        try:
+            tower.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The weights of the vision tower must fit its configuration, they do not: {error} Leave the sizes of "
+                "`vision_config` to the tower."
+            ) from error
+    return tower
 
 
 def image_processor_for(config: Mu2Config, **overrides: Any) -> Mu2ImageProcessor:
@@ -331,6 +341,7 @@ __all__ = [
     "join",
     "load_language_model",
     "load_vision_tower",
+    "make_vision_tower",
     "save_checkpoint",
     "take_slot",
 ]

@@ -41,15 +41,19 @@ class TowerArguments:
     Args:
         text_model (`str`): Text encoder or language model, Hub id or folder; `"embedded"` is that of the demo
             checkpoint. It is frozen; the projection on top of it is trained.
+        vision_tower (`str`, *optional*): A tower to go on from, as in [`~hf_mu2.hub.assemble`]: its sizes replace those
+            of the preset, and its image processor comes along. Fresh by default.
         preset (`str`): Sizes of the tower, as in `Mu2Config.from_preset`.
         vision_config (`dict`, *optional*): Fields of `Mu2VisionConfig` that replace those of the preset.
-        image_processor (`dict`, *optional*): Fields of `Mu2ImageProcessor` that replace the derived ones.
+        image_processor (`dict`, *optional*): Fields of `Mu2ImageProcessor` that replace the derived ones, or those of
+            the tower to go on from.
         projection_size (`int`): Width of the shared space.
         contrastive_weight, label_weight (`float`): Weights of the two losses; 0 leaves one out.
         max_text_length (`int`): Tokens read of each report.
     """
 
     text_model: str = "embedded"
+    vision_tower: str | None = None
     preset: str = "mu2-1b"
     vision_config: dict[str, Any] | None = None
     image_processor: dict[str, Any] | None = None
@@ -248,8 +252,17 @@ def train_tower(recipe: str | Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def assemble_tower(arguments: TowerArguments) -> tuple[TowerForPretraining, TowerCollator]:
-    """Put a fresh tower, a text model and the matching collator together."""
-    from hf_mu2.hub.assemble import image_processor_for, load_language_model
+    """Put a tower, a text model and the matching collator together.
+
+    Raises:
+        ValueError: if the tower to go on from does not fit what is asked for.
+    """
+    from hf_mu2.hub.assemble import (
+        image_processor_for,
+        load_language_model,
+        load_vision_tower,
+        make_vision_tower,
+    )
 
     if arguments.text_model == "embedded" or (Path(arguments.text_model) / "processor_config.json").is_file():
         tokenizer, language_model, _ = load_language_model(arguments.text_model)
@@ -260,9 +273,16 @@ def assemble_tower(arguments: TowerArguments) -> tuple[TowerForPretraining, Towe
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    config = Mu2Config.from_preset(arguments.preset, vision_config=arguments.vision_config or {})
-    tower = Mu2VisionModel._from_config(config.vision_config)
-    image_processor = image_processor_for(config, **arguments.image_processor or {})
+    fields, state, image_processor = load_vision_tower(arguments.vision_tower)
+    config = Mu2Config.from_preset(
+        arguments.preset, vision_config={**fields, **(arguments.vision_config or {})}
+    )
+    tower = make_vision_tower(config, state)
+    replaced = arguments.image_processor or {}
+    if image_processor is None:
+        image_processor = image_processor_for(config, **replaced)
+    elif replaced:
+        image_processor = Mu2ImageProcessor.from_dict({**image_processor.to_dict(), **replaced})
     model = TowerForPretraining(tower, text_model, arguments)
     return model, TowerCollator(image_processor, tokenizer, arguments.max_text_length)
 
