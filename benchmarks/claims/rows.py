@@ -199,7 +199,7 @@ def negative_constraint() -> list[Row]:
     for corpus in ("low", "high"):
         words = "reports that say what is there" if corpus == "low" else "reports that are mostly template"
         start = f"{corpus}_start"
-        learn = {"num_train_epochs": 5, "learning_rate": 5e-4}
+        learn = {"num_train_epochs": 8, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
         rows.append(
             Row(
                 start, "d", f"start of the arms; shortcut {corpus}", f"SFT on {words}; one for all seeds.",
