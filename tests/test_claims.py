@@ -7,17 +7,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
+from benchmarks.claims.__main__ import show
 from benchmarks.claims.claims import CLAIMS, Claim, Prediction, judge
 from benchmarks.claims.collect import choices, collect, compare, describe, judge_note, seed_interval
 from benchmarks.claims.ground import Ground
 from benchmarks.claims.measure import MEASURES
 from benchmarks.claims.rows import ROWS, SEEDS, TINY
-from benchmarks.claims.run import order_of_runs, ready_runs, recipe, run_folder, run_row
+from benchmarks.claims.run import (
+    forget_what_starts_from,
+    is_done,
+    order_of_runs,
+    ready_runs,
+    recipe,
+    recipes,
+    run_folder,
+    run_row,
+)
 from benchmarks.claims.towers import write_one_channel
 
 from hf_mu2 import embedded_checkpoint
 from hf_mu2.hub.assemble import load_vision_tower
-from hf_mu2.model.configuration_mu2 import Mu2VisionConfig
+from hf_mu2.model.configuration_mu2 import Mu2Config, Mu2VisionConfig
 from hf_mu2.model.image_processing_mu2 import Mu2ImageProcessor
 from hf_mu2.model.modeling_mu2_vision import Mu2VisionModel
 
@@ -39,11 +50,24 @@ def test_rows_of_the_ablation_are_one_field_from_the_row_they_are_compared_with(
     for name in ("rpe", "dts", "dmtp", "published_refiner", "bias_1d", "published_gate", "not_kept_apart"):
         row = ROWS[name]
         mine, theirs = (recipe(ground, each, 0, None, tmp_path) for each in (row, ROWS[row.against]))
-        fields, others = (each.pop("init")["tokenizer_config"] for each in (mine, theirs))
+        fields, others = (
+            Mu2Config.from_preset("tiny", tokenizer_config=each.pop("init")["tokenizer_config"])
+            for each in (mine, theirs)
+        )
+        fields, others = fields.tokenizer_config.to_dict(), others.tokenizer_config.to_dict()
         assert mine == theirs
-        from_default = {"position": "3d", "selection": "soft", "pooling": "gated"}
-        fields, others = from_default | fields, from_default | others
-        assert len(set(fields.items()) ^ set(others.items())) <= 2
+        assert len([key for key in fields if fields[key] != others[key]]) == 1, name
+
+
+def test_two_stages_are_as_long_as_one(tmp_path):
+    ground = Ground(tmp_path, TINY)
+    lengths = {
+        name: sum(
+            yaml.safe_load(text)["num_train_epochs"] for text in recipes(ground, ROWS[name], 0).values()
+        )
+        for name in ("two_stage", "all")
+    }
+    assert lengths["two_stage"] == lengths["all"]
 
 
 def test_a_start_is_run_before_what_starts_from_it_and_a_choice_on_one_seed():
@@ -76,6 +100,12 @@ def test_the_tower_of_one_channel_sees_what_the_two_saw_also_with_its_axes_swapp
                 patches = patches.unflatten(2, grid).transpose(3, 4).flatten(2, 4)
             torch.testing.assert_close(patches, expected, atol=1e-4, rtol=1e-4)
             assert Mu2ImageProcessor.from_pretrained(tmp_path / mode).mode == mode
+
+
+def test_a_difference_that_patients_leave_undefined_has_no_verdict():
+    found = describe(0.1, 0.05, 0.15, float("nan"), float("nan"))
+    assert found["verdict"] == "no difference" and found["low"] is None
+    assert describe(-0.1, -0.15, -0.05, float("nan"), float("nan"))["verdict"] == "no difference"
 
 
 def test_a_difference_inside_the_spread_of_seeds_is_no_difference():
@@ -174,6 +204,16 @@ def test_rows_that_know_no_more_than_a_random_report_tell_nothing():
     assert judge(claim, result)["answer"] == "no difference"
 
 
+def test_reports_are_not_worse_for_fewer_words_than_a_random_one():
+    claim = Claim("x", "paper", "claim", (Prediction("a", "base", "words", "lower"),))
+    result = result_of(a="no difference")
+    result["floors"] = {"ordinary": {"random": {"words": {"value": 99.0, "high": 99.0}}}}
+    for row in result["rows"].values():
+        row["measures"] = {"words": {"mean": 50.0}}
+        row["differences"] = {"words": {"verdict": "no difference", "difference": 0.0}}
+    assert judge(claim, result)["answer"] == "no difference"
+
+
 def test_a_claim_whose_rows_were_not_run_has_no_answer():
     claim = Claim("x", "paper", "claim", (Prediction("a", "base", "macro_f1"),))
     result = result_of(a="higher")
@@ -186,7 +226,8 @@ def test_a_gain_that_only_the_judge_sees_is_said_to_be_one():
     assert (
         judge_note(ROWS["dpo"], {"report_f1": gain, "unique": none}) == "a gain in the optimised judge alone"
     )
-    assert judge_note(ROWS["dpo"], {"report_f1": gain, "image_dependence": gain}) == ""
+    for other in ("image_dependence", "changed_finding", "rougeL"):
+        assert judge_note(ROWS["dpo"], {"report_f1": gain, other: gain}) == ""
     assert judge_note(ROWS["dpo"], {"report_f1": none}) == ""
     assert judge_note(ROWS["rpe"], {"report_f1": gain}) == ""
 
@@ -213,7 +254,7 @@ def test_rows_of_every_objective_end_in_measures_and_are_not_run_again(tmp_path)
     for name, seed in runs:
         run_row(ground, ROWS[name], seed)
     assert stamps == {run: (run_folder(ground, *run) / "done.json").stat().st_mtime_ns for run in runs}
-    result = json.loads(json.dumps(collect(ground, {"device": "here"})))
+    result = json.loads(json.dumps(collect(ground)))
     for name in names[:-1]:
         row = result["rows"][name]
         assert row["seeds"] == [0] and row["measures"]["image_dependence"]["mean"] is not None
@@ -244,3 +285,21 @@ def test_a_run_that_was_cut_off_is_begun_again(tmp_path, monkeypatch):
     run_row(ground, row, 0)
     assert begun == [0, 0]
     assert json.loads((run_folder(ground, row.name, 0) / "done.json").read_text())["validation_loss"] == 0.5
+    longer = replace(ground, protocol=replace(SMALL, epochs=3))
+    assert is_done(ground, row.name, 0) and not is_done(longer, row.name, 0)
+
+
+def test_a_run_that_is_begun_anew_takes_along_what_started_from_it(tmp_path):
+    ground = Ground(tmp_path, SMALL)
+    for run in [("low_start", 0), ("low_gauss", 1), ("dpo", 0), ("dpo", 1), ("dts", 0)]:
+        run_folder(ground, *run).mkdir(parents=True)
+    forget_what_starts_from(ground, "all", 0)
+    left = {path.relative_to(tmp_path / "runs").as_posix() for path in tmp_path.glob("runs/*/*")}
+    assert left == {"dpo/1", "dts/0"}
+
+
+def test_rows_that_the_committed_page_lacks_are_shown_without_it(capsys):
+    row = {"seeds": [0], "measures": {"macro_f1": {"mean": 0.25, "spread": None}}}
+    result = {"rows": {"all": row, "low_start": row}, "floors": {"ordinary": {"random": {}}}}
+    show(result, ["all", "low_start"], {"rows": {"all": row}})
+    assert capsys.readouterr().out.count("as committed") == 1

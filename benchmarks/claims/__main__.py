@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from .figures import draw_example, draw_strip
 from .ground import Ground
 from .page import write_page
 from .rows import LARGE, ROWS, SEEDS, TINY
-from .run import order_of_runs, ready_runs, run_folder, run_one, start_worker
+from .run import is_done, order_of_runs, ready_runs, run_one, start_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_ROW = "all"
@@ -56,25 +54,30 @@ def main() -> None:
     out = options.out.absolute()
     ground = Ground(out, LARGE if on_gpu else TINY, read_commit())
     runs = order_of_runs(names, tuple(options.seeds))
-    todo = [run for run in runs if not (run_folder(ground, *run) / "done.json").exists()]
+    todo = [run for run in runs if not is_done(ground, *run)]
     print(
         f"{len(runs)} runs of {len(names)} rows, {len(todo)} to do, {jobs} at once, protocol {ground.protocol.name}"
     )
-    began = time.perf_counter()
+    began, failed = time.perf_counter(), []
     if todo:
         corpora = {ROWS[name].corpus for name, _ in todo}
         # What rows start from was trained on the ordinary studies.
         ground.prepare(corpora | {"ordinary"}, jobs)
         print(f"Studies and features: {time.perf_counter() - began:.0f} s", flush=True)
-        run_all(ground, todo, jobs)
-    result = collect(ground, provenance(jobs))
+        failed = run_all(ground, todo, jobs)
+    result = collect(ground)
     replace_text(out / "claims.json", json.dumps(result, indent=1) + "\n")
-    committed = read_committed(ground.protocol.name)
+    committed = read_committed(result["protocol"])
     show(result, [name for name in names if not ROWS[name].is_choice], committed)
     if options.docs is not None:
         result["example"] = make_example(ground, rows_to_show(result))
         publish(result, options.docs)
     print(cost(result, committed, jobs))
+    if failed:
+        raise SystemExit(
+            f"{len(failed)} of {len(todo)} runs failed: {', '.join(failed)}. Read `log.txt` in their folders under "
+            f"{out / 'runs'}, then give the same command again."
+        )
 
 
 def choose_rows(asked: list[str]) -> list[str]:
@@ -90,10 +93,11 @@ def choose_rows(asked: list[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def run_all(ground: Ground, todo: list[tuple[str, int]], jobs: int) -> None:
-    """Run each as soon as what it starts from is there; each process does one run after the other."""
+def run_all(ground: Ground, todo: list[tuple[str, int]], jobs: int) -> list[str]:
+    """Run each as soon as what it starts from is there; return which failed. Each process does one after the other."""
     threads = 1 if jobs > 1 else max(1, (os.cpu_count() or 1))
     waiting, running = list(todo), dict[Future[float], tuple[str, int]]()
+    failed = []
     with (
         ProcessPoolExecutor(jobs, get_context("spawn"), start_worker, (threads,)) as pool,
         tqdm(total=len(todo), unit=" runs", disable=None) as bar,
@@ -104,8 +108,13 @@ def run_all(ground: Ground, todo: list[tuple[str, int]], jobs: int) -> None:
                 waiting.remove(run)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, seed = running.pop(future)
-                tqdm.write(f"{name}, seed {seed}: {future.result():.0f} s")
+                if error := future.exception():
+                    failed.append(f"{name}, seed {seed}")
+                    tqdm.write(f"{failed[-1]}: {error}")
+                else:
+                    tqdm.write(f"{name}, seed {seed}: {future.result():.0f} s")
                 bar.update()
+    return failed
 
 
 def read_commit() -> str:
@@ -118,24 +127,14 @@ def read_commit() -> str:
     return found.stdout.strip()
 
 
-def provenance(jobs: int) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    names = ("torch", "transformers", "trl", "datasets")
-    return {
-        "device": f"{device}, {jobs} runs at once",
-        "command": "make claims ROWS=everything",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def show(result: dict[str, Any], names: list[str], committed: dict[str, Any] | None) -> None:
     """Print the rows that were asked for, below each what the committed page says of it, and the floors."""
     print(f"{'':32}" + "".join(f"{name:>18}" for name in SHOWN))
     for name in names:
         print(_line(name, result["rows"][name]))
-        if committed is not None and committed["rows"][name]["seeds"]:
-            print(_line("  as committed", committed["rows"][name]))
+        there = committed["rows"].get(name) if committed else None
+        if there and there["seeds"]:
+            print(_line("  as committed", there))
     for name, floor in next(iter(result["floors"].values()), {}).items():
         cells = [floor.get(measure) for measure in SHOWN]
         print(
@@ -154,13 +153,13 @@ def _cell(cell: dict[str, Any] | None) -> str:
     return f"{cell['mean']:.3f}" + ("" if cell["spread"] is None else f" +- {cell['spread']:.3f}")
 
 
-def read_committed(protocol: str) -> dict[str, Any] | None:
+def read_committed(protocol: dict[str, Any]) -> dict[str, Any] | None:
     """Read the results that the page was written from, if they are of this protocol."""
     path = ROOT / "docs" / "results" / "claims.json"
     if not path.exists():
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found if found["protocol"]["name"] == protocol else None
+    return found if found["protocol"] == json.loads(json.dumps(protocol)) else None
 
 
 def cost(result: dict[str, Any], committed: dict[str, Any] | None, jobs: int) -> str:

@@ -28,8 +28,9 @@ from hf_mu2.scoring.resampling import bootstrap, interval, total
 from .claims import judge_claims
 from .ground import Ground
 from .measure import MEASURES, UNOPTIMISED, References, pair_columns, pair_scores
+from .names import reports_of
 from .rows import ROWS, SEEDS, Row
-from .run import run_folder
+from .run import is_done, run_folder
 
 NUM_RESAMPLES = 1000
 LEVEL = 0.95
@@ -152,7 +153,7 @@ def seed_interval(first: np.ndarray, second: np.ndarray, is_paired: bool) -> tup
 
 def describe(difference: float, seed_low: float, seed_high: float, low: float, high: float) -> dict[str, Any]:
     """Lay out a difference and its verdict."""
-    is_higher, is_lower = min(seed_low, low) > 0, max(seed_high, high) < 0
+    is_higher, is_lower = seed_low > 0 and low > 0, seed_high < 0 and high < 0  # never where one is undefined
     return {
         "difference": difference,
         "seed_low": _known(seed_low),
@@ -199,16 +200,16 @@ def floors(ground: Ground, corpus: str, references: References) -> dict[str, Any
     return scored
 
 
-def collect(ground: Ground, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def collect(ground: Ground) -> dict[str, Any]:
     """Collect every row of which a run is done."""
     references_of = cache(lambda corpus: References(ground, corpus))
     reported = {name: row for name, row in ROWS.items() if not row.is_choice}
     scored: dict[str, Scored] = {}
     for name, row in reported.items():
-        seeds = [seed for seed in row.seeds if (run_folder(ground, name, seed) / "done.json").exists()]
+        seeds = [seed for seed in row.seeds if is_done(ground, name, seed)]
         if seeds:
-            scored[name] = Scored(ground, row, seeds, references_of(_reports_of(row.corpus)))
-    corpora = sorted({_reports_of(each.row.corpus) for each in scored.values()})
+            scored[name] = Scored(ground, row, seeds, references_of(reports_of(row.corpus)))
+    corpora = sorted({reports_of(each.row.corpus) for each in scored.values()})
     bars = {corpus: floors(ground, corpus, references_of(corpus)) for corpus in corpora}
     rows: dict[str, Any] = {}
     for name, row in reported.items():
@@ -216,17 +217,22 @@ def collect(ground: Ground, provenance: Mapping[str, Any]) -> dict[str, Any]:
             rows[name] = _empty(row)
             continue
         rows[name] = scored[name].to_dict()
-        rows[name]["clears_lookup"] = clears(scored[name], bars[_reports_of(row.corpus)]["lookup"])
+        if not row.is_shared:
+            rows[name]["clears_lookup"] = clears(scored[name], bars[reports_of(row.corpus)]["lookup"])
         if row.against in scored:
             rows[name]["differences"] = compare(scored[name], scored[row.against])
             rows[name]["note"] = judge_note(row, rows[name]["differences"])
     result = {
         "protocol": ground.protocol.to_dict(),
         "provenance": {
-            **provenance,
+            "command": "make claims ROWS=everything DOCS=docs",
             "runs": sum(len(each.seeds) for each in scored.values()),
             "run_minutes": sum(fact["seconds"] for each in scored.values() for fact in each.facts) / 60,
-            "commits": sorted({fact["commit"] for each in scored.values() for fact in each.facts}),
+            **{
+                f"{key}s": sorted({fact[key] for each in scored.values() for fact in each.facts})
+                for key in ("device", "commit", "date")
+            },
+            "versions": sorted({fact["versions"] for each in scored.values() for fact in each.facts}),
         },
         "measures": list(MEASURES),
         "floors": {
@@ -243,8 +249,8 @@ def choices(ground: Ground) -> list[dict[str, Any]]:
     """Validation losses on the first seed: of the learning rate that was taken, and of others."""
     found = []
     for name, row in ROWS.items():
-        path = run_folder(ground, name, SEEDS[0]) / "done.json"
-        if path.exists() and (row.is_choice or name in ("all", "baseline")):
+        if (row.is_choice or name in ("all", "baseline")) and is_done(ground, name, SEEDS[0]):
+            path = run_folder(ground, name, SEEDS[0]) / "done.json"
             rate = row.steps[0].get("learning_rate", ground.protocol.learning_rate)
             loss = json.loads(path.read_text())["validation_loss"]
             found.append({"row": name.split("_")[0], "learning_rate": rate, "validation_loss": loss})
@@ -258,10 +264,6 @@ def judge_note(row: Row, differences: Mapping[str, Any]) -> str:
         return ""
     gained = [name for name in UNOPTIMISED if differences.get(name, {}).get("verdict") == "higher"]
     return "" if gained else "a gain in the optimised judge alone"
-
-
-def _reports_of(corpus: str) -> str:
-    return corpus.removesuffix("_published")
 
 
 def _load(folder: Path) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from hf_mu2.reporting.montage import WINDOWS, window_hu
 from hf_mu2.scoring.findings import read_findings
 from hf_mu2.scoring.measures import find_sides
 
-from .names import CLAIM_TITLES, FLOOR_TITLES, MEASURE_TITLES
+from .names import CLAIM_TITLES, FLOOR_TITLES, MEASURE_TITLES, reports_of
 
 HEADLINE = (
     "macro_f1",
@@ -202,7 +202,7 @@ def _headline(result: dict[str, Any]) -> str:
 
 def floors_of(result: dict[str, Any], corpus: str) -> dict[str, dict[str, Any]]:
     """Return the floors and the bar of a corpus; how its volumes are prepared changes no report."""
-    floors = result["floors"].get(corpus.removesuffix("_published")) or {}
+    floors = result["floors"].get(reports_of(corpus)) or {}
     return {name: floors.get(name) or {} for name in FLOOR_TITLES}
 
 

@@ -1,7 +1,7 @@
 """What all runs share: studies, pairs, features of the pre-trained tower, and reports written without a generator.
 
 Reads: nothing; every study is computed from its seed. Tower and language model are those of the demo checkpoint, the
-tower of claim f is tuned from it.
+towers of claim f are tuned from it.
 Writes: `OUT/studies/<corpus>` (folders for `load_dataset`), `OUT/features`, `OUT/towers`, `OUT/lookup`.
 Everything there is kept, so that a killed grid continues.
 """
@@ -34,6 +34,7 @@ from hf_mu2.scoring.lookup import answer_by_lookup
 from hf_mu2.training.features import cache_features
 from hf_mu2.training.recipe import train_recipe
 
+from .names import reports_of
 from .rows import Protocol
 from .towers import tower_recipe, write_one_channel
 
@@ -74,6 +75,8 @@ class Ground:
         warnings.simplefilter("ignore", OutOfDomainWarning)  # 8 mm slices, large hearts
         self.write_studies(corpora, num_workers)
         for corpus in sorted(corpora):
+            if corpus.startswith("scans"):
+                self.make_tower(corpus)
             for split in SPLITS[corpus]:
                 self.rows(corpus, split)  # runs the tower, before several processes train from its output
             self.with_features(self.pairs(), corpus)
@@ -81,7 +84,7 @@ class Ground:
 
     def folder(self, corpus: str) -> Path:
         """Where the studies of a corpus are; both preprocessings of claim f read the same scans."""
-        return self.out / "studies" / corpus.removesuffix("_published")
+        return self.out / "studies" / reports_of(corpus)
 
     def write_studies(self, corpora: set[str], num_workers: int) -> None:
         """Write what is missing of the studies of these corpora."""
@@ -123,8 +126,8 @@ class Ground:
                 for line in (part / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
                     row = json.loads(line)
                     for name in row["images_file_names"]:
-                        (folder / name).unlink(missing_ok=True)
-                        (folder / name).hardlink_to(part / name)
+                        if not (folder / name).exists():
+                            (folder / name).hardlink_to(part / name)
                     lines.append(json.dumps(row))
             replace_text(folder / "metadata.jsonl", "\n".join(lines) + "\n")
 
@@ -137,7 +140,7 @@ class Ground:
 
     def with_features(self, dataset: Dataset, corpus: str) -> Dataset:
         """Put what the tower of a corpus makes of volumes in their place."""
-        model, processor = load(self.checkpoint(corpus))
+        model, processor = load(self.tower_folder(corpus))
         return cache_features(
             model,
             processor,
@@ -147,26 +150,28 @@ class Ground:
             device="cuda" if torch.cuda.is_available() else None,
         )
 
-    def checkpoint(self, corpus: str) -> Path:
-        """Return the checkpoint whose tower and image processor the runs on a corpus start from."""
-        if not corpus.startswith("scans"):
-            return embedded_checkpoint()
-        folder = self.out / "towers" / corpus
-        if not folder.exists():
-            start, tuned = (self.out / "towers" / f"{corpus}_{name}" for name in ("start", "tuned"))
-            shutil.rmtree(tuned, ignore_errors=True)
-            write_one_channel(start, "official" if corpus == "scans_published" else "default")
-            path = start / "recipe.yaml"
-            text = tower_recipe(start, self.folder(corpus), self.protocol.scan_train, tuned)
-            replace_text(path, yaml.safe_dump(text, sort_keys=False))
-            assemble("embedded", folder, preset="tiny", vision_tower=train_recipe(path))
-        return folder
+    def tower_folder(self, corpus: str) -> Path:
+        """Where the checkpoint is whose tower and image processor the runs on a corpus start from."""
+        return self.out / "towers" / corpus if corpus.startswith("scans") else embedded_checkpoint()
+
+    def make_tower(self, corpus: str) -> None:
+        """Tune the pre-trained tower to what a preprocessing of claim f hands on."""
+        folder = self.tower_folder(corpus)
+        if folder.exists():
+            return
+        start, tuned = (self.out / "towers" / f"{corpus}_{name}" for name in ("start", "tuned"))
+        shutil.rmtree(tuned, ignore_errors=True)
+        write_one_channel(start, "official" if corpus == "scans_published" else "default")
+        path = start / "recipe.yaml"
+        text = tower_recipe(start, self.folder(corpus), self.protocol.scan_train, tuned)
+        replace_text(path, yaml.safe_dump(text, sort_keys=False))
+        assemble("embedded", folder, preset="tiny", vision_tower=train_recipe(path))
 
     # --------------------------------------------------------------------------------------------------- the lookup
 
     def lookup(self, corpus: str) -> list[str]:
         """Answer test studies, then pairs, by [`look_up`]."""
-        corpus = corpus.removesuffix("_published")
+        corpus = reports_of(corpus)
         path = self.out / "lookup" / f"{corpus}.json"
         if not path.exists():
             studies = [open_split(self.folder(corpus), "test"), self.pairs()]

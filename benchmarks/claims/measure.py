@@ -34,7 +34,10 @@ MEASURES = (
     "paired_change", "changed_finding", "side_agreement", "size_agreement", "image_dependence", "unique", "words",
 )  # fmt: skip
 # More is better in each, and no judge of ours was optimised for it.
-UNOPTIMISED = ("paired_change", "side_agreement", "size_agreement", "image_dependence", "unique")
+UNOPTIMISED = (
+    "bleu4", "rougeL", "meteor", "paired_change", "changed_finding", "side_agreement", "size_agreement",
+    "image_dependence",
+)  # fmt: skip
 
 
 class References:

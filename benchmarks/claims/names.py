@@ -45,3 +45,8 @@ CORPUS_TITLES = {
     "scans": "1-8 mm studies",
     "scans_published": "1-8 mm studies, published preprocessing",
 }
+
+
+def reports_of(corpus: str) -> str:
+    """Return the corpus whose reports and volumes a corpus has: how volumes are prepared changes neither."""
+    return corpus.removesuffix("_published")

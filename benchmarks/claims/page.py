@@ -12,7 +12,7 @@ from typing import Any
 from hf_mu2.files import replace_text
 
 from .figures import clears_bar, floors_of
-from .names import CLAIM_TITLES, CORPUS_TITLES, FLOOR_TITLES, MEASURE_TITLES
+from .names import CLAIM_TITLES, CORPUS_TITLES, FLOOR_TITLES, MEASURE_TITLES, reports_of
 
 TABLES = {
     "Findings": ("macro_f1", "report_f1", "coverage", "accuracy", "accuracy_all_negative", "crg"),
@@ -134,8 +134,9 @@ def _bar(result: dict[str, Any]) -> list[str]:
     measures = dict.fromkeys(name for row in result["rows"].values() for name in row["clears_lookup"] or {})
     parts = [
         "The bar is the lookup that wins challenges today: a linear probe reads the labels from the frozen vision "
-        "tower, and the training report with the nearest labels is the answer. It writes nothing. A row clears the "
-        'bar in a measure if its difference to the lookup is "higher" by the rule below, under Differences.',
+        "tower, and the training report with the nearest labels is the answer. It writes nothing, and it always has "
+        "all training studies to look in. A row clears the bar in a measure if its difference to the lookup is "
+        '"higher" by the rule below, under Differences.',
     ]
     if not measures:
         return [*parts, "No row was held against the bar yet."]
@@ -188,7 +189,7 @@ def _letters(result: dict[str, Any]) -> list[str]:
         rows = {name: row for name, row in result["rows"].items() if row["claim"] == letter}
         if not rows:
             continue
-        corpora = list(dict.fromkeys(row["corpus"].removesuffix("_published") for row in rows.values()))
+        corpora = list(dict.fromkeys(reports_of(row["corpus"]) for row in rows.values()))
         facts = [
             (
                 f"**{row['title']}**",
@@ -307,8 +308,8 @@ def _choices(result: dict[str, Any]) -> list[str]:
     taken = result["protocol"]["learning_rate"]
     return [
         f"Loss of the validation studies on the first seed, by learning rate; {taken:g} was taken for every row that "
-        "starts from a fresh tokenizer. The rates of the other rows are those of the demonstrations, and were not "
-        "chosen on this data.",
+        "starts from a fresh tokenizer. The rates of the other rows are those of the demonstrations. How long the "
+        "start of the arms and the towers of claim f learn was set on trial runs, by whether they learn at all.",
         _table(["row", *(f"{rate:g}" for rate in rates)], lines),
     ]
 

@@ -14,7 +14,7 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Protocol:
-    """Sizes of the grid. The learning rate was chosen on validation studies by the rows of `choices`.
+    """Sizes of the grid. The rows of `choices` hold the learning rate against others, on validation studies.
 
     Args:
         train, validation, test (`int`): Studies of ordinary reports.
@@ -70,7 +70,8 @@ class Row:
         against (`str`, *optional*): The row it is compared with.
         tokenizer (`dict`): Fields of `Mu2TokenizerConfig` of the fresh tokenizer.
         steps (`tuple`): Fields of one recipe after the other, each from where the one before it ended.
-        start (`str`, *optional*): The row whose checkpoint of the same seed it starts from; a fresh tokenizer if none.
+        start (`str`, *optional*): The row whose checkpoint of the same seed it starts from, or of its first where that
+            is shared; a fresh tokenizer if none.
         corpus (`str`): Whose studies and reports, see `ground.py`.
         share (`float`): Share of the training studies.
         prepare (`str`, *optional*): `"pairs"`: sample, score and pair candidates of the start first.
@@ -232,11 +233,10 @@ def negative_constraint() -> list[Row]:
 
 def two_stage() -> list[Row]:
     """Two stages against one of the same length."""
-    half = {"num_train_epochs": 1.5}
     return [
         Row(
             "two_stage", "e", "two stages", "The tokenizer for a frozen language model, then both.", "all",
-            steps=({"stage": "tokenizer", **half}, {"stage": "frozen_tower", **half}),
+            steps=({"stage": "tokenizer"}, {"stage": "frozen_tower"}),
         )
     ]  # fmt: skip
 

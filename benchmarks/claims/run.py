@@ -8,12 +8,14 @@ Writes: `OUT/runs/<row>/<seed>/`: `recipe.yaml`, `run.json` and `curve.png` of t
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import warnings
 from collections.abc import Collection
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import yaml
 from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from hf_mu2 import embedded_checkpoint
 from hf_mu2.files import replace_text
 from hf_mu2.model.volume_mu2 import OutOfDomainWarning
 from hf_mu2.preference.pairs import PairRules, make_pairs
@@ -61,9 +64,13 @@ def run_one(ground: Ground, name: str, seed: int) -> float:
 def run_row(ground: Ground, row: Row, seed: int) -> None:
     """Train, write reports and count what scores are made of."""
     folder = run_folder(ground, row.name, seed)
-    if (folder / "done.json").exists():
+    if is_done(ground, row.name, seed):
         return
+    forget_what_starts_from(ground, row.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "done.json").unlink(missing_ok=True)
+    for path, text in recipes(ground, row, seed).items():
+        replace_text(path, text)
     began = time.perf_counter()
     warnings.simplefilter("ignore", OutOfDomainWarning)  # phantoms with large hearts look like abdomens
     with (folder / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
@@ -77,6 +84,7 @@ def run_row(ground: Ground, row: Row, seed: int) -> None:
         "row": row.name,
         "seed": seed,
         "commit": ground.commit,
+        **environment(),
         "train_seconds": round(trained - began, 1),
         "seconds": round(time.perf_counter() - began, 1),
         **read,
@@ -84,30 +92,65 @@ def run_row(ground: Ground, row: Row, seed: int) -> None:
     replace_text(folder / "done.json", json.dumps(facts, indent=1) + "\n")
 
 
+def is_done(ground: Ground, name: str, seed: int) -> bool:
+    """Whether a run is done, with the recipes that its row has now."""
+    return (run_folder(ground, name, seed) / "done.json").exists() and all(
+        path.exists() and path.read_text() == text for path, text in recipes(ground, ROWS[name], seed).items()
+    )
+
+
+def forget_what_starts_from(ground: Ground, name: str, seed: int) -> None:
+    """Drop the runs that started from an earlier end of this one."""
+    for other, row in ROWS.items():
+        for number in row.seeds:
+            if start_of(other, number) == (name, seed):
+                forget_what_starts_from(ground, other, number)
+                shutil.rmtree(run_folder(ground, other, number), ignore_errors=True)
+
+
+def environment() -> dict[str, str]:
+    """Name what a run was done on."""
+    device = f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} per run"
+    versions = {name: version(name) for name in ("torch", "transformers", "trl", "datasets")}
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else device,
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def recipes(ground: Ground, row: Row, seed: int) -> dict[Path, str]:
+    """Lay out the recipes of a run, one after the other: where each is written, and its text."""
+    folder, before = run_folder(ground, row.name, seed), start_of(row.name, seed)
+    start = None if before is None else run_folder(ground, *before) / "model"
+    fields = {"dataset_name": str(folder / "pairs")} if row.prepare == "pairs" else {}
+    texts = {}
+    for number, step in enumerate(row.steps):
+        out = folder / ("model" if number == len(row.steps) - 1 else f"step_{number}")
+        path = folder / (f"recipe_{number}.yaml" if len(row.steps) > 1 else "recipe.yaml")
+        text = recipe(ground, row, seed, start, out) | fields | step
+        texts[path] = yaml.safe_dump(text, sort_keys=False)
+        start = out
+    return texts
+
+
 def train(ground: Ground, row: Row, seed: int, folder: Path) -> Path:
     """Train the recipes of a row one after the other; return the last checkpoint."""
     before = start_of(row.name, seed)
-    start = None if before is None else run_folder(ground, *before) / "model"
-    fields: dict[str, Any] = {}
     if row.prepare == "pairs":
-        assert start is not None
-        fields["dataset_name"] = str(make_preferences(ground, start, seed, folder))
-    for number, step in enumerate(row.steps):
-        is_last = number == len(row.steps) - 1
-        out = folder / ("model" if is_last else f"step_{number}")
+        assert before is not None
+        make_preferences(ground, run_folder(ground, *before) / "model", seed, folder)
+    for path in recipes(ground, row, seed):
+        out = Path(yaml.safe_load(path.read_text())["output_dir"])
         shutil.rmtree(out, ignore_errors=True)
-        text = recipe(ground, row, seed, start, out) | fields | step
-        path = folder / (f"recipe_{number}.yaml" if len(row.steps) > 1 else "recipe.yaml")
-        replace_text(path, yaml.safe_dump(text, sort_keys=False))
-        start = train_recipe(path)
-        for path in (out / "start", out / "noise", *out.glob("checkpoint-*")):
-            shutil.rmtree(path, ignore_errors=True)
-    assert start is not None
-    return start
+        checkpoint = train_recipe(path)
+        for leftover in (out / "start", out / "noise", *out.glob("checkpoint-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return checkpoint
 
 
 def validation_loss(checkpoint: Path) -> float | None:
-    """Return the loss of the validation studies after the last step, where the run evaluated."""
+    """Return the loss of the validation studies after the last step of all, where the run evaluated."""
     evaluation = json.loads((checkpoint / "run.json").read_text())["evaluation"]
     return evaluation.get("eval_loss")
 
@@ -168,9 +211,10 @@ def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -
         del fields["dataset_name"]
     if start is not None:
         return {"model_name_or_path": str(start), **fields}
+    tower = ground.tower_folder(row.corpus)
     init = {
         "language_model": "embedded",
-        "vision_tower": str(ground.checkpoint(row.corpus)),
+        "vision_tower": "embedded" if tower == embedded_checkpoint() else str(tower),
         "preset": "tiny",
         "seed": seed,
         "tokenizer_config": {**protocol.tokenizer, **row.tokenizer},
@@ -179,15 +223,15 @@ def recipe(ground: Ground, row: Row, seed: int, start: Path | None, out: Path) -
 
 
 def epochs(ground: Ground, row: Row) -> float:
-    """Repeat a small share of the studies until it has as many steps as a quarter of them has."""
-    return ground.protocol.epochs * max(1.0, 0.25 / row.share)
+    """Repeat a small share of the studies until it has as many steps as a quarter of them has; steps share alike."""
+    return ground.protocol.epochs * max(1.0, 0.25 / row.share) / len(row.steps)
 
 
-def make_preferences(ground: Ground, start: Path, seed: int, folder: Path) -> Path:
+def make_preferences(ground: Ground, start: Path, seed: int, folder: Path) -> None:
     """Sample candidates of training studies, score them by label-F1 and pair the best with the worst."""
     pairs = folder / "pairs"
     if pairs.exists():
-        return pairs
+        return
     for path in (*folder.glob("candidates.*"), *folder.glob("scored.*")):
         path.unlink()
     studies = open_studies(ground.folder("ordinary"), "train")
@@ -198,7 +242,6 @@ def make_preferences(ground: Ground, start: Path, seed: int, folder: Path) -> Pa
     references = ground.folder("ordinary") / "train" / "metadata.jsonl"
     score(candidates, scored, {"label_f1": 1.0}, references=references)
     make_pairs(scored, pairs, PairRules(seed=seed), validation_share=0.0, with_figure=False)
-    return pairs
 
 
 # ---------------------------------------------------------------------------------------------------------- reports

@@ -7,6 +7,7 @@ weights, then the same recipe of stage `tower` on the labels of the training stu
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def tower_recipe(start: Path, studies: Path, count: int, out: Path) -> dict[str,
         "bf16": True,
         "use_cpu": not torch.cuda.is_available(),
         "seed": 0,
+        "dataloader_num_workers": min(16, os.cpu_count() or 1) if torch.cuda.is_available() else 0,
         "save_strategy": "no",
         "logging_steps": 20,
         "report_to": "none",

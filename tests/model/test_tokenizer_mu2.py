@@ -79,7 +79,8 @@ def test_relative_bias_takes_any_length(grid):
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize("max_scores", [2**8, 2**24])
 def test_biased_attention_equals_plain_attention_with_its_gradients(monkeypatch, is_masked, max_scores):
-    monkeypatch.setattr("hf_mu2.model.modeling_mu2_attention._MAX_SCORES", max_scores)
+    for name in ("_MAX_SCORES", "_MAX_SCORES_BACKWARD"):
+        monkeypatch.setattr(f"hf_mu2.model.modeling_mu2_attention.{name}", max_scores)
     query, key, value = (torch.randn(3, 2, 11, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     bias = torch.randn(2, 11, 11, dtype=torch.float64, requires_grad=True)
     mask = None

@@ -39,9 +39,11 @@ def rotate(hidden_states: torch.Tensor) -> torch.Tensor:
     return rotated.to(hidden_states.dtype)
 
 
-# Scores one step may hold where a bias keeps attention from the kernels that hold none: 2^20 are 4 MB in float32, which
-# stay in a core's cache. The backward pass of many small rows takes 1.6 times as long with 64 MB.
-_MAX_SCORES = 2**20
+# Scores one step may hold where a bias keeps attention from the kernels that hold none: 2^24 are 64 MB in float32. The
+# backward pass goes over them six times: 4 MB stay in a core's cache (64 rows of 3 heads and 324 tokens take 1.6 times as
+# long with 64 MB on one core).
+_MAX_SCORES = 2**24
+_MAX_SCORES_BACKWARD = 2**20
 
 
 class BiasedAttention(torch.autograd.Function):
@@ -68,8 +70,8 @@ class BiasedAttention(torch.autograd.Function):
         grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
         grad_bias = torch.zeros_like(bias, dtype=exact)
         num_rows, num_heads = query.shape[:2]
-        heads_at_once = max(1, min(num_heads, _MAX_SCORES // bias[0].numel()))
-        rows_at_once = max(1, _MAX_SCORES // (heads_at_once * bias[0].numel()))
+        heads_at_once = max(1, min(num_heads, _MAX_SCORES_BACKWARD // bias[0].numel()))
+        rows_at_once = max(1, _MAX_SCORES_BACKWARD // (heads_at_once * bias[0].numel()))
         for head in range(0, num_heads, heads_at_once):
             heads = slice(head, head + heads_at_once)
             for row in range(0, num_rows, rows_at_once):
