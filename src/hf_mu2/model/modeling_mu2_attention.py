@@ -40,8 +40,8 @@ def rotate(hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 # Scores one step may hold where a bias keeps attention from the kernels that hold none: 2^24 are 64 MB in float32. The
-# backward pass goes over them six times: 4 MB stay in a core's cache (64 rows of 3 heads and 324 tokens take 1.6 times as
-# long with 64 MB on one core).
+# backward pass goes over them six times: 4 MB stay in a core's cache (with 64 MB, 64 rows of 3 heads and 324 tokens
+# take 1.6 times as long on one core).
 _MAX_SCORES = 2**24
 _MAX_SCORES_BACKWARD = 2**20
 
