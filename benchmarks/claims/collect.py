@@ -21,7 +21,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from hf_mu2.data.phantom.folder import open_split
-from hf_mu2.scoring.floors import constant_normal, nearest_reports, random_reports
+from hf_mu2.scoring.floors import floor_reports
 from hf_mu2.scoring.labels import LABELS
 from hf_mu2.scoring.resampling import bootstrap, interval, total
 
@@ -184,15 +184,9 @@ def floors(ground: Ground, corpus: str, references: References) -> dict[str, Any
     truth = np.array(
         [[row[name] for name in LABELS] for rows in asked for row in rows["labels"]], dtype=float
     )
-    owners, patients = train["patient_id"], [patient for rows in asked for patient in rows["patient_id"]]
-    written = {
-        "constant_normal": constant_normal(texts, known, owners, patients),
-        "random": random_reports(texts, owners, patients),
-        "nearest_by_labels": nearest_reports(
-            truth, texts, known, patients=patients, training_patients=owners
-        ),
-        "lookup": ground.lookup(corpus),
-    }
+    patients = [patient for rows in asked for patient in rows["patient_id"]]
+    written = floor_reports(truth, patients, texts, known, train["patient_id"])
+    written["lookup"] = ground.lookup(corpus)
     scored = {}
     for name, answers in written.items():
         columns = references.columns(list(answers[: len(test)])) | pair_columns(ground, answers[len(test) :])

@@ -220,16 +220,14 @@ def _floor_texts(
 ) -> dict[str, list[str]]:
     if not training:
         return {"constant_normal": [floors.NORMAL_REPORT] * len(patients)}
-    texts = [report.text for report in training]
-    owners = [report.patient_id for report in training]
-    labels = np.array([findings.labels for findings in wanted])
-    return {
-        "constant_normal": floors.constant_normal(texts, training_labels, owners, patients),
-        "random": floors.random_reports(texts, owners, patients, seed=seed),
-        "nearest_by_labels": floors.nearest_reports(
-            labels, texts, training_labels, patients=patients, training_patients=owners, seed=seed
-        ),
-    }
+    return floors.floor_reports(
+        np.array([findings.labels for findings in wanted]),
+        patients,
+        [report.text for report in training],
+        training_labels,
+        [report.patient_id for report in training],
+        seed=seed,
+    )
 
 
 def _remainder(pairs: Pairs, template: set[str], protocol: Protocol, java: bool) -> dict[str, Any] | None:

@@ -131,6 +131,31 @@ def nearest_reports(
     return [texts[row] for row in rows]
 
 
+def floor_reports(
+    labels: np.ndarray,
+    patients: Sequence[str],
+    texts: Sequence[str],
+    training_labels: np.ndarray,
+    training_patients: Sequence[str],
+    *,
+    seed: int = 0,
+) -> dict[str, list[str]]:
+    """Answer each study with every floor, by its name in `FLOORS`.
+
+    Args:
+        labels (`np.ndarray` of shape `(studies, labels)`): What is true of the studies.
+        patients (`Sequence[str]`): Whose the studies are: nobody is given a report of their own.
+        texts (`Sequence[str]`): Training reports, with `training_labels` of shape `(reports, labels)`.
+    """
+    return {
+        "constant_normal": constant_normal(texts, training_labels, training_patients, patients),
+        "random": random_reports(texts, training_patients, patients, seed=seed),
+        "nearest_by_labels": nearest_reports(
+            labels, texts, training_labels, patients=patients, training_patients=training_patients, seed=seed
+        ),
+    }
+
+
 def _others(owners: np.ndarray, patient: str) -> np.ndarray:
     others = owners != patient
     return others if others.any() else np.ones_like(others)
