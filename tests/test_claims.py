@@ -298,8 +298,12 @@ def test_a_run_that_is_begun_anew_takes_along_what_started_from_it(tmp_path):
     assert left == {"dpo/1", "dts/0"}
 
 
-def test_rows_that_the_committed_page_lacks_are_shown_without_it(capsys):
-    row = {"seeds": [0], "measures": {"macro_f1": {"mean": 0.25, "spread": None}}}
-    result = {"rows": {"all": row, "low_start": row}, "floors": {"ordinary": {"random": {}}}}
-    show(result, ["all", "low_start"], {"rows": {"all": row}})
-    assert capsys.readouterr().out.count("as committed") == 1
+def test_rows_are_shown_beside_their_own_floors_and_what_the_committed_page_has_of_them(capsys):
+    row = {"corpus": "ordinary", "seeds": [0], "measures": {"macro_f1": {"mean": 0.25, "spread": None}}}
+    floors = {
+        "high": {"random": {"macro_f1": {"value": 0.9}}},
+        "ordinary": {"random": {"macro_f1": {"value": 0.125}}},
+    }
+    show({"rows": {"all": row, "dts": row}, "floors": floors}, ["all", "dts"], {"rows": {"all": row}})
+    shown = capsys.readouterr().out
+    assert shown.count("as committed") == 1 and "0.125" in shown and "0.900" not in shown

@@ -27,6 +27,7 @@ from .collect import collect
 from .example import make_example, rows_to_show
 from .figures import draw_example, draw_strip
 from .ground import Ground
+from .names import CORPUS_TITLES, reports_of
 from .page import write_page
 from .rows import LARGE, ROWS, SEEDS, TINY
 from .run import is_done, order_of_runs, ready_runs, run_one, start_worker
@@ -135,12 +136,14 @@ def show(result: dict[str, Any], names: list[str], committed: dict[str, Any] | N
         there = committed["rows"].get(name) if committed else None
         if there and there["seeds"]:
             print(_line("  as committed", there))
-    for name, floor in next(iter(result["floors"].values()), {}).items():
-        cells = [floor.get(measure) for measure in SHOWN]
-        print(
-            f"{name:32}"
-            + "".join(f"{'-' if cell is None else format(cell['value'], '.3f'):>18}" for cell in cells)
-        )
+    for corpus in dict.fromkeys(reports_of(result["rows"][name]["corpus"]) for name in names):
+        print(CORPUS_TITLES[corpus])
+        for name, floor in result["floors"].get(corpus, {}).items():
+            cells = [floor.get(measure) for measure in SHOWN]
+            print(
+                f"  {name:30}"
+                + "".join(f"{'-' if cell is None else format(cell['value'], '.3f'):>18}" for cell in cells)
+            )
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
