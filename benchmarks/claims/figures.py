@@ -108,7 +108,7 @@ def _draw_column(axes: Any, measure: str, result: dict[str, Any], places: list[t
         colour = _CELLS[verdict] if verdict else "white"
         axes.add_patch(Rectangle((low, y - 0.46), high - low, 0.92, facecolor=colour, linewidth=0, zorder=1))
         if row["not_run"] or score is None or score["mean"] is None:
-            text = "not run" if row["not_run"] or score is None else "none"
+            text = "not run" if row["not_run"] else "none"
             axes.text((low + high) / 2, y, text, ha="center", va="center", fontsize=7.5, color="#999999")
             continue
         for floor, value in _ticks(result, row["corpus"], measure):
