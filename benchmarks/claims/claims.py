@@ -133,7 +133,7 @@ CLAIMS = (
         _higher("two_stage", "all", "macro_f1"),
     ),
     Claim(
-        "f1", OURS, "HU windows at a fixed spacing are better than the published preprocessing on 1 to 8 mm scans.",
+        "f1", OURS, "HU windows at a fixed spacing beat the published preprocessing on studies of 1 to 8 mm.",
         _higher("scans_ours", "scans_published", "macro_f1", "image_dependence"),
         "Our default resamples, keeps HU and masks what is empty; `official` is for converted weights.",
     ),
