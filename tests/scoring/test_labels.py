@@ -166,6 +166,15 @@ def test_case_changes_nothing(sentences, change):
     assert label_report(change(" ".join(sentences))) == label_report(" ".join(sentences))
 
 
+def test_a_line_may_end_in_the_hyphen_of_a_word():
+    report = (
+        "There is a mild sliding hernia at the esophagogastric junction. Ground-\nglass areas are observed."
+    )
+    assert label_report(report)["Lung opacity"] == 1
+    (found,) = [evidence for evidence in find_labels(report) if evidence.label == "Lung opacity"]
+    assert found.text.lower().startswith("ground-\nglass") and report[slice(*found.span)] == found.text
+
+
 @settings(max_examples=30, deadline=None)
 @given(reports(), st.randoms(use_true_random=False), st.integers(60, 120))
 def test_spaces_tabs_and_wrapped_lines_change_nothing(sentences, rng, width):

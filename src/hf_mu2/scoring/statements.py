@@ -119,7 +119,8 @@ class Text:
 def even_text(report: str) -> Text:
     """Make a report even for matching, so that case, spaces, tabs and the wrapping of lines change nothing.
 
-    A line of one word or of at least 60 characters that ends without a mark is wrapped: it goes on in the next one.
+    A line of one word or of at least 60 characters that ends without a mark is wrapped: it goes on in the next one, and
+    without a space where it ends in the hyphen of a word.
     Every other line is a statement of its own, as in a list.
     """
     lower = report.lower()
@@ -138,8 +139,9 @@ def even_text(report: str) -> Text:
                 ends_line = "\n" in gap and (
                     gap.count("\n") > 1 or not wraps or _LIST_ITEM.match(lower, match.start())
                 )
-                parts.append("\n" if ends_line else " ")
-                length += 1
+                is_hyphen = "\n" in gap and not ends_line and re.search(r"\w-$", parts[-1])
+                parts.append("\n" if ends_line else "" if is_hyphen else " ")
+                length += len(parts[-1])
                 if "\n" in gap:
                     line_start, num_words = length, 0
         words.append((length, match.start()))
