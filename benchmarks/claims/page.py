@@ -307,9 +307,10 @@ def _choices(result: dict[str, Any]) -> list[str]:
     ]
     taken = result["protocol"]["learning_rate"]
     return [
-        f"Loss of the validation studies on the first seed, by learning rate; {taken:g} was taken for every row that "
-        "starts from a fresh tokenizer. The rates of the other rows are those of the demonstrations. How long the "
-        "start of the arms and the towers of claim f learn was set on trial runs, by whether they learn at all.",
+        f"Loss of the validation studies on the first seed, by learning rate. {taken:g} was set before the grid ran, "
+        "for every row that starts from a fresh tokenizer; the other rates say what it might have cost. The rates of "
+        "the other rows are those of the demonstrations. How long the start of the arms and the towers of claim f "
+        "learn was set on trial runs, by whether they learn at all.",
         _table(["row", *(f"{rate:g}" for rate in rates)], lines),
     ]
 
